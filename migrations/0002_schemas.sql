@@ -1,0 +1,39 @@
+-- migrate:up
+-- Schemas and their owners; what PostgreSQL opens to everybody is closed here, before there is anything to see.
+
+do $$
+begin
+    execute format('revoke all on database %I from public', current_database());
+    execute format('grant connect on database %I to loader, transformer, analyst, privacy_officer', current_database());
+    -- temporary tables: the loader copies into one, dbt's incremental models are built in one
+    execute format('grant temporary on database %I to loader, transformer', current_database());
+end $$;
+
+revoke all on schema public from public;
+
+create schema if not exists extensions;  -- the migrator's: only a schema's owner may install into it
+create schema if not exists raw authorization pipeline_owner;
+create schema if not exists masking authorization masker;
+create schema if not exists staging authorization pipeline_owner;
+create schema if not exists analytics authorization pipeline_owner;
+create schema if not exists privacy authorization pipeline_owner;
+
+create extension if not exists pgcrypto schema extensions;
+
+do $$
+begin
+    if to_regprocedure('extensions.hmac(bytea, bytea, text)') is null then
+        raise exception 'pgcrypto is installed in another schema'
+            using hint = 'alter extension pgcrypto set schema extensions';
+    end if;
+end $$;
+
+-- PUBLIC may execute every new function until told otherwise, for each role that makes functions.
+set local role pipeline_owner;
+alter default privileges revoke execute on functions from public;
+set local role masker;
+alter default privileges revoke execute on functions from public;
+reset role;
+
+-- migrate:down
+-- none: the way back is a backup

@@ -1,0 +1,74 @@
+"""Brings the database named by PG* up to date: the SQL files here, then the boundary view out of the dbt project."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+import psycopg2
+
+ROOT = Path(__file__).resolve().parent.parent
+DBT_PROJECT = ROOT / "dbt_project"
+
+
+def main() -> None:
+    """Exit status: 0 up to date, 3 no database, 4 not permitted or not possible, 5 a migration or the boundary failed."""
+    url = database_url()
+    apply_migrations(url)
+    deploy_boundary()
+    print("The database is up to date: migrations applied, boundary deployed.")
+
+
+def database_url() -> str:
+    """The database of PG*, as a URL for dbmate, which knows neither every PG* variable nor sslmode=prefer."""
+    try:
+        connection = psycopg2.connect(connect_timeout=10)
+    except psycopg2.OperationalError as error:
+        fail(3, f"No database: {str(error).strip()} Check PGHOST, PGPORT, PGDATABASE, PGUSER and PGPASSWORD.")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "select current_setting('server_version_num')::integer, current_setting('server_encoding'),"
+            " has_database_privilege(current_database(), 'create')"
+        )
+        version, encoding, may_create = cursor.fetchone()
+    info = connection.info
+    if version < 150000:
+        fail(4, f"PostgreSQL 15 or newer is needed; this is {version // 10000}.")
+    if encoding != "UTF8":
+        fail(4, f"The database {info.dbname} is encoded in {encoding}; create it with encoding 'UTF8'.")
+    if not may_create:
+        fail(4, f"{info.user} may not create schemas in {info.dbname}: migrate as migrator (deploy/bootstrap.sql).")
+    login = f"{quote(info.user, safe='')}:{quote(info.password, safe='')}"
+    sslmode = os.environ.get("PGSSLMODE", "prefer")
+    if sslmode in ("allow", "prefer"):
+        sslmode = "require" if info.ssl_in_use else "disable"
+    query = {"sslmode": sslmode}
+    host = f"{info.host}:{info.port}"
+    if info.host.startswith("/"):  # the folder of a Unix socket
+        host, query["socket"], query["port"] = "", info.host, info.port
+    return f"postgres://{login}@{host}/{quote(info.dbname, safe='')}?{urlencode(query)}"
+
+
+def apply_migrations(url: str) -> None:
+    dbmate = [Path(sys.executable).with_name("dbmate"), "--migrations-dir", ROOT / "migrations", "--no-dump-schema"]
+    dbmate += ["--migrations-table", "migrations.applied", "--migration-lock", "--env-file", os.devnull, "migrate"]
+    # the URL holds the password, so it goes by the environment and not by the command line
+    if subprocess.run(dbmate, env={**os.environ, "DATABASE_URL": url}).returncode:
+        fail(5, "A migration failed and was rolled back; the database's reason is above.")
+
+
+def deploy_boundary() -> None:
+    dbt = [Path(sys.executable).with_name("dbt"), "--quiet", "run", "--target", "boundary", "--select", "tag:boundary"]
+    dbt += ["--project-dir", DBT_PROJECT, "--profiles-dir", DBT_PROJECT]
+    if subprocess.run(dbt).returncode:
+        fail(5, "The boundary could not be deployed; dbt's reason is above.")
+
+
+def fail(status: int, sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+    raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    main()
