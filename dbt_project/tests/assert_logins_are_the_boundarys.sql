@@ -1,0 +1,13 @@
+-- user_logins holds what the boundary says of each of its messages: no other token, no other open value.
+select count(*) as differing
+from {{ ref('user_logins') }} as published
+left join {{ ref('stg_sqs__logins') }} as boundary on published.message_id = boundary.message_id
+where
+    (
+        published.user_id, published.device_type, published.masked_ip, published.masked_device_id, published.locale,
+        published.app_version, published.create_date, published.mask_key_version, published.load_id
+    ) is distinct from (
+        boundary.user_id, boundary.device_type, boundary.masked_ip, boundary.masked_device_id, boundary.locale,
+        boundary.app_version, (boundary.sent_at at time zone 'utc')::date, boundary.mask_key_version, boundary.load_id
+    )
+having count(*) > 0

@@ -1,0 +1,3 @@
+-- Equal plain values have equal tokens, and equal tokens come from equal plain values, for each kind.
+select * from {{ ref('stg_sqs__mask_consistency') }}
+where plain_values <> tokens or tokens <> pairs
