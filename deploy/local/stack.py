@@ -1,0 +1,315 @@
+"""Starts and stops the two servers, and says how to connect to them."""
+
+import contextlib
+import fcntl
+import http.client
+import json
+import logging
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from deploy.local.postgres import Account, StackError, choose_postgres, major
+
+HOST = "127.0.0.1"
+PORTS = {"PostgreSQL": 54320, "SQS": 4566}
+DATABASE = "logins"
+SUPERUSER = "postgres"
+LOGINS = ("migrator", "loader_user", "transformer_user", "analyst_user", "privacy_officer_user")
+BOOTSTRAP = Path(__file__).parents[1] / "bootstrap.sql"
+
+SETTINGS = {
+    "listen_addresses": HOST,
+    "unix_socket_directories": "",  # a socket's path may have 107 bytes, a clone's is as long as it is
+    # fsync is against power cuts, and the remedy for one here is `make clean`. A killed server loses nothing without.
+    "fsync": "off",
+    "full_page_writes": "off",
+}
+STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+log = logging.getLogger("deploy.local")
+
+
+class Stack:
+    """PostgreSQL and the SQS emulator, with all their state in one folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        postgres_bin: Path | None = None,
+        pg_port: int | None = None,
+        sqs_port: int | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """The ports are for a new stack, and wished for: one that is taken gives way to a free one. 0 is any."""
+        self.folder = Path(folder).resolve()
+        self.settings = dict(settings or {})
+        self._wanted = str(postgres_bin) if postgres_bin else os.environ.get("LOCAL_POSTGRES")
+        self._ports = {name: port for name, port in (("PostgreSQL", pg_port), ("SQS", sqs_port)) if port is not None}
+        self._account = Account()
+
+    # The two servers together.
+
+    def up(self) -> None:
+        """Start what does not run, made first where it is missing."""
+        if not Path("/proc/self").exists():
+            raise StackError("The local stack needs Linux: elsewhere, use docker compose.")
+        with self._alone():
+            self.start_postgres()
+            self._bootstrap()
+            self.start_sqs()
+
+    def down(self) -> None:
+        """Stop both. The database is kept; the queues were in memory."""
+        if self.folder.exists():
+            with self._alone():
+                self.stop_sqs()
+                self.stop_postgres()
+
+    def remove(self) -> None:
+        """Stop both, and leave nothing of them."""
+        self.down()
+        shutil.rmtree(self._cluster, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def running(self) -> bool:
+        return bool(self._postgres_pid() and self._sqs_pid())
+
+    def environment(self, login: str, database: str | None = None) -> dict[str, str]:
+        """What libpq and boto3 read in order to connect as this login."""
+        state = self._state()
+        if login not in state["passwords"]:
+            raise StackError(f"There is no login {login}; there are {', '.join(LOGINS)}.")
+        return {
+            "PGHOST": HOST,
+            "PGPORT": str(state["ports"]["PostgreSQL"]),
+            "PGDATABASE": database or DATABASE,
+            "PGUSER": login,
+            "PGPASSWORD": state["passwords"][login],
+            "AWS_ENDPOINT_URL": f"http://{HOST}:{state['ports']['SQS']}",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "local",
+            "AWS_SECRET_ACCESS_KEY": "local",
+        }
+
+    # PostgreSQL.
+
+    def start_postgres(self) -> None:
+        if self._postgres_pid():
+            return log.info("PostgreSQL runs already.")
+        self._account.folder(self.folder / "postgres")
+        bin_dir = self._programs()
+        if not self._data.exists():
+            self._create_cluster(bin_dir)
+        port = self._take_port("PostgreSQL")
+        settings = SETTINGS | {"port": str(port)} | self.settings
+        options = shlex.join(part for name, value in settings.items() for part in ("-c", f"{name}={value}"))
+        logfile = self._cluster / "server.log"
+        self._run(bin_dir / "pg_ctl", "start", "-w", "-D", self._data, "-l", logfile, "-o", options)
+        log.info("PostgreSQL %s started on %s:%s.", major(bin_dir), HOST, port)
+
+    def stop_postgres(self, mode: str = "fast") -> None:
+        """Stop the server: `smart` and `fast` with a checkpoint, `immediate` like a crash."""
+        if pid := self._postgres_pid():
+            os.kill(pid, STOP_SIGNALS[mode])
+            _wait(lambda: not self._postgres_pid(), f"PostgreSQL (process {pid}) does not stop.")
+            log.info("PostgreSQL stopped.")
+
+    def restart_postgres(self, mode: str = "fast") -> None:
+        """Stop and start again, with what `settings` says by now."""
+        self.stop_postgres(mode)
+        self.start_postgres()
+
+    # SQS.
+
+    def start_sqs(self) -> None:
+        if self._sqs_pid():
+            return log.info("SQS runs already.")
+        port = self._take_port("SQS")
+        environment = {
+            "PATH": os.defpath,
+            "GATEWAY_PORT": str(port),
+            "BIND_HOST": HOST,
+            "MINISTACK_HOST": HOST,  # what its queue URLs begin with
+            "SERVICES": "sqs",
+            "LOG_LEVEL": "WARNING",
+            "TMPDIR": str(self.folder),  # where it writes its process id
+        }
+        # Through a shell that ends at once: the server outlives us, and no test is left with a zombie.
+        command = ["sh", "-c", '"$@" </dev/null >sqs.log 2>&1 &', "sh", sys.executable, "-m", "ministack"]
+        subprocess.run(command, cwd=self.folder, env=environment, start_new_session=True, check=True)
+        _wait(lambda: self._sqs_pid() and _answers(port), f"SQS does not start: {self.folder / 'sqs.log'} says why.")
+        log.info("SQS started on %s:%s.", HOST, port)
+
+    def stop_sqs(self) -> None:
+        if pid := self._sqs_pid():
+            os.kill(pid, signal.SIGTERM)
+            _wait(lambda: not self._sqs_pid(), f"SQS (process {pid}) does not stop.")
+            log.info("SQS stopped; its queues were in memory and are gone.")
+
+    # What the state folder holds: stack.json (ports, passwords), postgres/ (perhaps a link), logs, process ids.
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One `up` or `down` at a time."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.chmod(0o755)  # PostgreSQL's user passes through; what is secret in it is closed by itself
+            lock = (self.folder / "lock").open("w")
+        except OSError as error:
+            raise StackError(f"{self.folder} cannot be used ({error.strerror}): act as its owner.") from None
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _state(self) -> dict:
+        try:
+            return json.loads((self.folder / "stack.json").read_text())
+        except FileNotFoundError:
+            return {"ports": PORTS | self._ports, "passwords": {name: _password() for name in (SUPERUSER, *LOGINS)}}
+
+    def _save(self, state: dict) -> None:
+        new = self.folder / "stack.json.new"
+        new.touch(mode=0o600)
+        new.write_text(json.dumps(state, indent=2))
+        new.replace(self.folder / "stack.json")
+
+    def _take_port(self, name: str) -> int:
+        """The port of last time, or a free one when it is taken; kept, so that the next `up` finds the same."""
+        state = self._state()
+        wanted = state["ports"][name]
+        port = state["ports"][name] = _free_port(wanted)
+        self._save(state)
+        if wanted not in (0, port):
+            log.warning("Port %s is taken by another program: %s uses %s.", wanted, name, port)
+        return port
+
+    @property
+    def _cluster(self) -> Path:
+        return (self.folder / "postgres").resolve()
+
+    @property
+    def _data(self) -> Path:
+        return self._cluster / "data"
+
+    # A process is ours when it says so itself: an id on file may be another program's by now.
+
+    def _postgres_pid(self) -> int | None:
+        pid = _first_number(self._data / "postmaster.pid")
+        return pid if os.fsencode(self._data) in _proc(pid, "cmdline") else None
+
+    def _sqs_pid(self) -> int | None:
+        pid = _first_number(self.folder / f"ministack-{self._state()['ports']['SQS']}.pid")
+        return pid if os.fsencode(f"TMPDIR={self.folder}") in _proc(pid, "environ") else None
+
+    # Making the cluster and what is in it.
+
+    def _programs(self) -> Path:
+        """The folder with PostgreSQL's programs, copied if the account that runs them cannot reach it."""
+        version = _first_number(self._data / "PG_VERSION")
+        bin_dir = choose_postgres(self._wanted, version)
+        if self._account.reaches(bin_dir / "postgres"):
+            return bin_dir
+        copy = self._cluster / f"postgresql-{major(bin_dir)}"
+        if not copy.exists():
+            new = Path(shutil.copytree(bin_dir.parent, copy.with_suffix(".new"), dirs_exist_ok=True))
+            for path in (new, *new.rglob("*")):
+                self._account.own(path)
+            new.rename(copy)
+        return copy / bin_dir.name
+
+    def _create_cluster(self, bin_dir: Path) -> None:
+        state = self._state()
+        self._save(state)
+        password_file = self._cluster / "password"
+        password_file.touch(mode=0o600)
+        password_file.write_text(state["passwords"][SUPERUSER])
+        self._account.own(password_file)
+        new = self._cluster / "data.new"
+        shutil.rmtree(new, ignore_errors=True)
+        self._run(
+            *(bin_dir / "initdb", "-D", new, "--no-sync", "--encoding=UTF8", "--locale=C.UTF-8"),
+            *(f"--username={SUPERUSER}", "--auth=scram-sha-256", f"--pwfile={password_file}"),
+        )
+        password_file.unlink()
+        new.rename(self._data)
+
+    def _bootstrap(self) -> None:
+        """Let bootstrap.sql make the database and the logins, with this stack's passwords."""
+        passwords = {f"{login.upper()}_PASSWORD": self._state()["passwords"][login] for login in LOGINS}
+        result = subprocess.run(
+            [self._programs() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", BOOTSTRAP],
+            capture_output=True,
+            text=True,
+            env={"PATH": os.defpath} | self.environment(SUPERUSER, "postgres") | passwords,
+        )
+        if result.returncode:
+            raise StackError(f"{BOOTSTRAP.name} failed: {result.stderr.strip()}")
+
+    def _run(self, program: Path, *arguments: str | Path) -> None:
+        try:
+            result = self._account.run(program, *arguments)
+        except OSError as error:
+            raise StackError(f"{program} cannot be run: {error.strerror}.") from None
+        if result.returncode:
+            said = (result.stderr.strip() or result.stdout.strip()).replace("\n", " ")
+            raise StackError(f"{program.name} failed: {said} (log: {self._cluster / 'server.log'})")
+
+
+def _password() -> str:
+    return secrets.token_urlsafe(24)
+
+
+def _free_port(wanted: int) -> int:
+    """The one wanted, or the next one that is free."""
+    for port in range(wanted, wanted + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections just closed do not count
+            with contextlib.suppress(OSError):
+                probe.bind((HOST, port))
+                return probe.getsockname()[1]
+    raise StackError(f"There is no free port on {HOST}.")
+
+
+def _answers(port: int) -> bool:
+    # Not urllib, which would ask the caller's HTTP_PROXY.
+    with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=1)) as connection:
+        try:
+            connection.request("GET", "/_ministack/health")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+
+def _first_number(path: Path) -> int | None:
+    """What a file of PostgreSQL's or the emulator's begins with: a process id, a version."""
+    try:
+        return int(path.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _proc(pid: int | None, name: str) -> list[bytes]:
+    """The command line or environment of a process; of one that has ended, nothing."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _wait(done: Callable[[], object], otherwise: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > deadline:
+            raise StackError(otherwise)
+        time.sleep(0.02)

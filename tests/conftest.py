@@ -1,0 +1,157 @@
+"""What the tests stand on: a local stack per worker, a migrated database per test, a queue per test."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import boto3
+import psycopg2
+import pytest
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
+
+from deploy.local.stack import DATABASE, SUPERUSER, Stack
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure() -> None:
+    """No test reads the caller's settings, or asks a cloud machine for credentials."""
+    for name in [name for name in os.environ if name.startswith(("PG", "AWS_", "DBT_"))]:
+        del os.environ[name]
+    os.environ |= {
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database that only one test uses."""
+
+    stack: Stack
+    name: str
+
+    def env(self, login: str) -> dict[str, str]:
+        """The environment of a program that is to work on this database as this login."""
+        programs = Path(sys.executable).parent
+        return {
+            **os.environ,
+            **self.stack.environment(login, self.name),
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            # dbt's traces stay out of the tree: the demo and other workers write theirs
+            "DBT_TARGET_PATH": str(self.stack.folder / "dbt-target"),
+            "DBT_LOG_PATH": str(self.stack.folder / "dbt-logs"),
+        }
+
+    def connect(self, login: str, **options: Any) -> Connection:
+        """A connection of this login's, or of the superuser `postgres`; closed by the caller."""
+        env = self.stack.environment(login, self.name)
+        return psycopg2.connect(
+            host=env["PGHOST"],
+            port=env["PGPORT"],
+            dbname=env["PGDATABASE"],
+            user=env["PGUSER"],
+            password=env["PGPASSWORD"],
+            **options,
+        )
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A queue that only one test uses."""
+
+    client: Any
+    url: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """Both servers, on ports of their own; the database `logins` is there, and empty."""
+    # Not pytest's own folder for this: that is closed to the user whom PostgreSQL runs as.
+    stack = Stack(Path(tempfile.mkdtemp(prefix="masked-logins-test-")), pg_port=0, sqs_port=0)
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.remove()
+
+
+@pytest.fixture(scope="session")
+def migrated(stack: Stack) -> Database:
+    """The database that each test gets a copy of: migrations applied, boundary deployed. Nobody connects to it."""
+    database = Database(stack, DATABASE)
+    migrate = [sys.executable, "-m", "migrations"]
+    result = subprocess.run(migrate, cwd=ROOT, env=database.env("migrator"), capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return database
+
+
+NUMBERS = count(1)
+
+# `create database … template` copies everything but the grants on the database itself.
+GRANTS = """
+    select format(
+        'grant %%s on database %%I to %%s',
+        privilege_type,
+        %(copy)s,
+        case grantee when 0 then 'public' else grantee::regrole::text end
+    )
+    from pg_database, aclexplode(datacl)
+    where datname = %(original)s
+"""
+
+
+@contextlib.contextmanager
+def administration(stack: Stack) -> Iterator[Cursor]:
+    """The superuser, outside any transaction; connected anew each time, since a test may have crashed the server."""
+    with contextlib.closing(Database(stack, "postgres").connect(SUPERUSER)) as connection:
+        connection.autocommit = True
+        yield connection.cursor()
+
+
+@pytest.fixture
+def database(migrated: Database) -> Iterator[Database]:
+    database = Database(migrated.stack, f"test_{next(NUMBERS)}")
+    with administration(migrated.stack) as cursor:
+        cursor.execute(f"create database {database.name} template {migrated.name} owner migrator")
+        cursor.execute(f"revoke all on database {database.name} from public")
+        cursor.execute(GRANTS, {"copy": database.name, "original": migrated.name})
+        for (grant,) in cursor.fetchall():
+            cursor.execute(grant)
+    yield database
+    with administration(migrated.stack) as cursor:
+        cursor.execute(f"drop database {database.name} with (force)")
+
+
+@pytest.fixture(scope="session")
+def sqs(stack: Stack) -> Iterator[Any]:
+    env = stack.environment(SUPERUSER)
+    client = boto3.client(
+        "sqs",
+        endpoint_url=env["AWS_ENDPOINT_URL"],
+        region_name=env["AWS_DEFAULT_REGION"],
+        aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
+    )
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def queue(sqs: Any) -> Iterator[Queue]:
+    queue = Queue(sqs, sqs.create_queue(QueueName=f"test-{next(NUMBERS)}")["QueueUrl"])
+    yield queue
+    sqs.delete_queue(QueueUrl=queue.url)
