@@ -122,8 +122,8 @@ def administration(stack: Stack) -> Iterator[Cursor]:
         yield connection.cursor()
 
 
-@pytest.fixture
-def database(migrated: Database) -> Iterator[Database]:
+@contextlib.contextmanager
+def copy(migrated: Database) -> Iterator[Database]:
     database = Database(migrated.stack, f"test_{next(NUMBERS)}")
     with administration(migrated.stack) as cursor:
         cursor.execute(f"create database {database.name} template {migrated.name} owner migrator")
@@ -134,6 +134,19 @@ def database(migrated: Database) -> Iterator[Database]:
     yield database
     with administration(migrated.stack) as cursor:
         cursor.execute(f"drop database {database.name} with (force)")
+
+
+@pytest.fixture
+def database(migrated: Database) -> Iterator[Database]:
+    with copy(migrated) as database:
+        yield database
+
+
+@pytest.fixture(scope="module")
+def module_database(migrated: Database) -> Iterator[Database]:
+    """For a module whose tests only read what one of its fixtures made."""
+    with copy(migrated) as database:
+        yield database
 
 
 @pytest.fixture(scope="session")
