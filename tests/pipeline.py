@@ -1,0 +1,48 @@
+"""Steps of the pipeline as the tests take them: messages landed without SQS, dbt in this process."""
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from unittest import mock
+
+from dbt.cli.main import dbtRunner
+
+DBT_PROJECT = Path(__file__).parents[1] / "dbt_project"
+
+LAND = """
+with load as materialized (select raw.current_load_id() as load_id),
+ledger as (insert into raw.loads (load_id, received, landed, duplicates) select load_id, %(n)s, %(n)s, 0 from load)
+insert into raw.sqs_messages (message_id, queue, body, sent_at, load_id)
+select message_id, 'login-queue', body, '2026-11-21 23:59:59.999+00', load_id
+from unnest(%(ids)s, %(bodies)s) as message (message_id, body), load
+"""
+
+
+def land(database, bodies: Iterable[str], prefix: str = "m") -> list[str]:
+    """Land each body in one load, as the loader's login; returns their message ids, in order."""
+    bodies = list(bodies)
+    ids = [f"{prefix}{n}" for n in range(len(bodies))]
+    with contextlib.closing(database.connect("loader_user")) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(LAND, {"n": len(ids), "ids": ids, "bodies": bodies})
+    return ids
+
+
+def dbt(database, *arguments: str, login: str = "transformer_user", expect: bool = True):
+    """Run a dbt command on this database; its result, or a failed test with what dbt said."""
+    said = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, database.env(login)):
+        options = ["--project-dir", DBT_PROJECT, "--profiles-dir", DBT_PROJECT, "--target-path", folder]
+        options += ["--log-level-file", "none"]  # dbt never closes its log
+        with contextlib.redirect_stdout(said):
+            result = dbtRunner().invoke([*arguments, *map(str, options)])
+    assert result.success is expect, said.getvalue()
+    return result
+
+
+def query(database, sql: str, *parameters, login: str = "analyst_user") -> list[tuple]:
+    with contextlib.closing(database.connect(login)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        return cursor.fetchall()

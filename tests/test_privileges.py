@@ -1,0 +1,149 @@
+"""The privilege matrix of DESIGN: who may do what, tried as each login; and nobody anything else."""
+
+import contextlib
+
+import psycopg2.errors
+import pytest
+
+from tests.pipeline import dbt, land, query
+
+LOGINS = ("loader_user", "transformer_user", "analyst_user", "privacy_officer_user")
+LOGIN = '{"user_id":"u","app_version":"1.0","device_type":"ios","ip":"192.0.2.1","locale":null,"device_id":"d"}'
+
+# statement, who may run it (everybody else is refused)
+MATRIX = [
+    # raw
+    ("select body from raw.sqs_messages", ()),
+    ("select attributes from raw.sqs_messages", ()),
+    ("select message_group_id from raw.sqs_messages", ()),
+    ("select * from raw.sqs_messages", ()),
+    ("select message_id, queue, sent_at, load_id, loaded_at from raw.sqs_messages", ("transformer_user",)),
+    ("select count(*) from raw.sqs_messages", ("transformer_user",)),
+    ("select * from raw.loads", ("loader_user", "transformer_user")),
+    ("select raw.safe_load_id()", ("transformer_user",)),
+    ("insert into raw.sqs_messages (message_id, queue, body) values ('x', 'q', 'b')", ("loader_user",)),
+    ("insert into raw.sqs_messages (message_id, queue, body, loaded_at) values ('x', 'q', 'b', now())", ()),
+    ("insert into raw.sqs_messages (message_id, queue, body) values ('x', 'q', 'b') returning body", ()),
+    ("insert into raw.loads (received, landed, duplicates) values (1, 1, 0)", ("loader_user",)),
+    ("insert into raw.loads (loaded_by, received, landed, duplicates) values ('me', 1, 1, 0)", ()),
+    ("update raw.sqs_messages set body = ''", ()),
+    ("delete from raw.sqs_messages", ()),
+    ("truncate raw.sqs_messages", ()),
+    ("update raw.loads set landed = 0", ()),
+    ("select setval('raw.load_id_seq', 1000)", ()),
+    ("copy raw.sqs_messages to stdout", ()),
+    ("create trigger t before insert on raw.sqs_messages for each row execute function suppress_redundant_updates_trigger()", ()),
+    # masking
+    ("select * from masking.keys", ()),
+    ("insert into masking.keys values ('ip', 2, decode(repeat('00', 32), 'hex'))", ()),
+    ("select * from masking.base_sqs__logins", ()),
+    ("select count(*) from masking.base_sqs__logins", ()),
+    ("select * from masking.stg_sqs__logins", ("transformer_user",)),
+    ("select * from masking.stg_sqs__mask_consistency", ("transformer_user",)),
+    ("select masking.canonical_ip('192.0.2.1')", ("transformer_user",)),
+    ("create or replace view masking.stg_sqs__logins as select 1 as message_id", ()),
+    ("alter view masking.stg_sqs__logins reset (security_barrier)", ()),
+    ("create function masking.f() returns int language sql return 1", ()),
+    # extensions
+    ("select extensions.hmac('x', 'y', 'sha256')", ()),
+    # staging
+    ("select * from staging.int_messages__masked", ("transformer_user",)),
+    ("create table staging.t (i int)", ("transformer_user",)),
+    # analytics
+    ("select * from analytics.user_logins", ("transformer_user", "analyst_user", "privacy_officer_user")),
+    ("select * from analytics.rejected_messages", ("transformer_user", "analyst_user", "privacy_officer_user")),
+    ("create view analytics.v as select 1 as one", ("transformer_user",)),
+    ("delete from analytics.user_logins", ("transformer_user",)),
+    # the database and the server
+    ("create temporary table t (i int)", ("loader_user", "transformer_user")),
+    ("create table public.t (i int)", ()),
+    ("create schema s", ()),
+    ("create role r", ()),
+    ("set role masker", ()),
+    ("set role pipeline_owner", ()),
+    ("set role migrator", ()),
+    ("select pg_read_file('PG_VERSION')", ()),
+    ("copy (select 1) to program 'true'", ()),
+]
+
+
+@pytest.fixture(scope="module")
+def built(module_database):
+    land(module_database, [LOGIN, "not json"])
+    dbt(module_database, "run")
+    return module_database
+
+
+@pytest.fixture(scope="module")
+def connections(built):
+    with contextlib.ExitStack() as stack:
+        yield {login: stack.enter_context(contextlib.closing(built.connect(login))) for login in LOGINS}
+
+
+@pytest.mark.parametrize("login", LOGINS)
+@pytest.mark.parametrize(("statement", "allowed"), [pytest.param(*row, id=row[0]) for row in MATRIX])
+def test_each_login_may_do_what_the_matrix_says_and_no_more(connections, statement, allowed, login):
+    connection = connections[login]
+    try:
+        with connection.cursor() as cursor:
+            if login in allowed:
+                cursor.execute(statement)
+            else:
+                with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                    cursor.execute(statement)
+    finally:
+        connection.rollback()
+
+
+OPEN_TO_PUBLIC = """
+select acl.what, acl.privilege_type
+from (
+    select 'database' as what, (aclexplode(coalesce(datacl, acldefault('d', datdba)))).*
+    from pg_database where datname = current_database()
+    union all
+    select 'schema ' || nspname, (aclexplode(coalesce(nspacl, acldefault('n', nspowner)))).*
+    from pg_namespace where nspname = any(%(schemas)s || array['public', 'extensions', 'migrations'])
+    union all
+    select 'relation ' || relnamespace::regnamespace || '.' || relname,
+        (aclexplode(coalesce(relacl, acldefault(case when relkind = 'S' then 's' else 'r' end::"char", relowner)))).*
+    from pg_class where relnamespace::regnamespace::text = any(%(schemas)s) and relkind in ('r', 'p', 'v', 'm', 'S')
+    union all
+    select 'function ' || oid::regprocedure, (aclexplode(coalesce(proacl, acldefault('f', proowner)))).*
+    from pg_proc where pronamespace::regnamespace::text = any(%(schemas)s)
+) as acl
+where grantee = 0
+"""
+
+
+def test_nothing_is_open_to_public(built):
+    schemas = ["raw", "masking", "staging", "analytics", "privacy"]
+    with built.connect("postgres") as connection, connection.cursor() as cursor:
+        cursor.execute(OPEN_TO_PUBLIC, {"schemas": schemas})
+        assert cursor.fetchall() == []
+
+
+def test_a_view_of_dbts_on_raw_shows_nothing_to_anybody(built):
+    with contextlib.closing(built.connect("transformer_user")) as connection, connection.cursor() as cursor:
+        cursor.execute("set role transformer")
+        cursor.execute("create view analytics.bodies as select body from raw.sqs_messages")  # allowed: it reads nothing
+        cursor.execute("grant select on analytics.bodies to public")
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            cursor.execute("select * from analytics.bodies")
+
+
+def test_no_statistic_holds_a_sample_of_a_body_or_a_key(built):
+    with built.connect("postgres") as connection, connection.cursor() as cursor:
+        cursor.execute("analyze raw.sqs_messages, masking.keys")
+        cursor.execute("select attname from pg_stats where tablename in ('sqs_messages', 'keys')")
+        sampled = {name for (name,) in cursor.fetchall()}
+    assert sampled.isdisjoint({"body", "attributes", "message_group_id", "key"})
+    assert "message_id" in sampled
+
+
+def test_no_login_but_the_migrator_can_take_on_an_owner(built):
+    members = query(
+        built,
+        "select rolname from pg_roles where rolcanlogin and not rolsuper"
+        " and (pg_has_role(oid, 'masker', 'member') or pg_has_role(oid, 'pipeline_owner', 'member'))",
+    )
+    assert members == [("migrator",)]
