@@ -11,26 +11,26 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import boto3
-import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
+from deploy.local import queues
 from deploy.local.stack import DATABASE, SUPERUSER, Stack
 
 ROOT = Path(__file__).parents[1]
+NO_AWS_BUT_OURS = {
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
 
 def pytest_configure() -> None:
     """No test reads the caller's settings, or asks a cloud machine for credentials."""
     for name in [name for name in os.environ if name.startswith(("PG", "AWS_", "DBT_"))]:
         del os.environ[name]
-    os.environ |= {
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
+    os.environ |= NO_AWS_BUT_OURS
 
 
 @dataclass(frozen=True)
@@ -42,27 +42,16 @@ class Database:
 
     def env(self, login: str) -> dict[str, str]:
         """The environment of a program that is to work on this database as this login."""
-        programs = Path(sys.executable).parent
-        return {
-            **os.environ,
-            **self.stack.environment(login, self.name),
-            "PATH": f"{programs}:{os.environ['PATH']}",
-            # dbt's traces stay out of the tree: the demo and other workers write theirs
+        return self.stack.program(login, self.name) | {
+            **NO_AWS_BUT_OURS,
+            # dbt's traces stay out of the tree, where the demo writes its own
             "DBT_TARGET_PATH": str(self.stack.folder / "dbt-target"),
             "DBT_LOG_PATH": str(self.stack.folder / "dbt-logs"),
         }
 
     def connect(self, login: str, **options: Any) -> Connection:
         """A connection of this login's, or of the superuser `postgres`; closed by the caller."""
-        env = self.stack.environment(login, self.name)
-        return psycopg2.connect(
-            host=env["PGHOST"],
-            port=env["PGPORT"],
-            dbname=env["PGDATABASE"],
-            user=env["PGUSER"],
-            password=env["PGPASSWORD"],
-            **options,
-        )
+        return self.stack.connect(login, self.name, **options)
 
 
 @dataclass(frozen=True)
@@ -117,7 +106,7 @@ GRANTS = """
 @contextlib.contextmanager
 def administration(stack: Stack) -> Iterator[Cursor]:
     """The superuser, outside any transaction; connected anew each time, since a test may have crashed the server."""
-    with contextlib.closing(Database(stack, "postgres").connect(SUPERUSER)) as connection:
+    with contextlib.closing(stack.connect(SUPERUSER, "postgres")) as connection:
         connection.autocommit = True
         yield connection.cursor()
 
@@ -151,14 +140,7 @@ def module_database(migrated: Database) -> Iterator[Database]:
 
 @pytest.fixture(scope="session")
 def sqs(stack: Stack) -> Iterator[Any]:
-    env = stack.environment(SUPERUSER)
-    client = boto3.client(
-        "sqs",
-        endpoint_url=env["AWS_ENDPOINT_URL"],
-        region_name=env["AWS_DEFAULT_REGION"],
-        aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
-    )
+    client = queues.client(stack.environment("loader_user"))
     yield client
     client.close()
 

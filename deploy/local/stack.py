@@ -16,6 +16,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
 
 from deploy.local.postgres import Account, StackError, choose_postgres, major
 
@@ -101,6 +105,26 @@ class Stack:
             "AWS_ACCESS_KEY_ID": "local",
             "AWS_SECRET_ACCESS_KEY": "local",
         }
+
+    def shell(self, login: str, database: str | None = None) -> dict[str, str]:
+        """The same, and what else a shell needs: dbt and Python of .venv, psql, no proxy in between."""
+        path = [str(Path(sys.executable).parent), *os.environ.get("PATH", os.defpath).split(":"), str(self._programs())]
+        direct = os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).split(",")
+        return self.environment(login, database) | {
+            "PATH": ":".join(dict.fromkeys(path)),
+            "no_proxy": ",".join(dict.fromkeys(host for host in (*direct, HOST) if host)),
+        }
+
+    def program(self, login: str, database: str | None = None) -> dict[str, str]:
+        """The whole environment of a program that is to work here: the caller's, without what leads elsewhere."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "AWS_"))}
+        return kept | self.shell(login, database)
+
+    def connect(self, login: str, database: str | None = None, **options: Any) -> Connection:
+        """A connection as this login; whoever asks closes it."""
+        env = self.environment(login, database)
+        names = {"host": "PGHOST", "port": "PGPORT", "dbname": "PGDATABASE", "user": "PGUSER", "password": "PGPASSWORD"}
+        return psycopg2.connect(**{name: env[variable] for name, variable in names.items()}, **options)
 
     # PostgreSQL.
 
