@@ -1,18 +1,31 @@
-{# The token of a canonical value: the same value gives the same token, and nothing leads back. Null stays null. #}
+{# The token of a canonical value: the same value gives the same token, and nothing leads back. Null stays null.
+   Keys apply in order, each to the token of the one before (migrations/0007_key_rotation.sql). #}
 {% macro mask(canonical_value, kind) -%}
-    masking.token({{ canonical_value }}, {{ masking_key(kind) }})
+    {%- set chain = namespace(token=canonical_value) -%}
+    {%- for version in range(1, mask_key_version() + 1) -%}
+        {%- set chain.token = 'masking.token(' ~ chain.token ~ ', ' ~ masking_key(kind, version) ~ ')' -%}
+    {%- endfor -%}
+    {{ chain.token }}
 {%- endmacro %}
 
 
-{# The key of a kind: fetched once a query, by the rights of the view's owner. A missing key stops the query. #}
-{% macro masking_key(kind) -%}
+{# A key: fetched once a query, by the rights of the view's owner. A missing key stops the query. #}
+{% macro masking_key(kind, version) -%}
     (
         select
             case
                 when count(*) = 1 then (array_agg(keys.key))[1]
-                else masking.fail('masking.keys has no key of kind {{ kind }}, version {{ var("mask_key_version") }}')
+                else masking.fail('masking.keys has no key of kind {{ kind }}, version {{ version }}')
             end
         from {{ source('masking', 'keys') }} as keys
-        where keys.kind = '{{ kind }}' and keys.version = {{ var('mask_key_version') }}
+        where keys.kind = '{{ kind }}' and keys.version = {{ version }}
     )
+{%- endmacro %}
+
+
+{# The newest key's version. It becomes part of the boundary's SQL, so that after a new key everybody but the migrator
+   is told to have the boundary deployed first. #}
+{% macro mask_key_version() -%}
+    {%- if not execute -%}{{ return(1) }}{%- endif -%}
+    {{ return(run_query("select masking.key_version()").columns[0].values()[0] | int) }}
 {%- endmacro %}

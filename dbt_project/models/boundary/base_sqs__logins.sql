@@ -60,7 +60,7 @@ masked as (
         -- masked
         {{ mask('ip', kind='ip') }} as masked_ip,
         {{ mask('device_id', kind='device_id') }} as masked_device_id,
-        {{ var('mask_key_version') }} as mask_key_version
+        {{ mask_key_version() }} as mask_key_version
     from plain
 
 )

@@ -1,0 +1,45 @@
+{# Before a model runs: its table must hold tokens of the newest key alone, or new rows would not join old ones. The
+   lock, which an insert takes anyway, makes carry_tokens_over wait for running models, and later ones for it. #}
+{% macro refuse_to_mix_keys() -%}
+    {%- set table = load_cached_relation(this) if execute and 'mask_key_version' in model.columns -%}
+    {%- if table and table.is_table -%}
+        {%- do run_query("lock table " ~ table ~ " in row exclusive mode") -%}
+        {%- set newest = "order by load_id desc limit 1" if 'load_id' in model.columns else "order by mask_key_version limit 1" -%}
+        {%- set held = run_query("select mask_key_version from " ~ table ~ " " ~ newest).columns[0].values() -%}
+        {%- if held and held[0] | int != mask_key_version() -%}
+            {{ exceptions.raise_compiler_error(
+                table ~ ' holds tokens of another key: finish the rotation with `make rotate-key`.'
+            ) }}
+        {%- endif -%}
+    {%- endif -%}
+{%- endmacro %}
+
+
+{# dbt run-operation carry_tokens_over: every table with tokens moves to the newest key, all in one transaction, from the
+   tokens alone. Nothing is done twice, so an interrupted run is simply started again. #}
+{% macro carry_tokens_over() -%}
+    {%- set version = mask_key_version() -%}
+    {%- set tables = [] -%}
+    {%- for node in graph.nodes.values() if node.resource_type == 'model' and 'mask_key_version' in node.columns -%}
+        {%- set table = load_relation(api.Relation.create(database=target.database, schema=node.schema, identifier=node.alias)) -%}
+        {%- if table and table.is_table -%}{%- do tables.append((table, node.columns)) -%}{%- endif -%}
+    {%- endfor -%}
+
+    {%- do run_query("begin") -%}
+    {%- for table, columns in tables -%}
+        {%- do run_query("lock table " ~ table ~ " in share row exclusive mode") -%}
+    {%- endfor -%}
+    {%- for table, columns in tables -%}
+        {%- set carried_over -%}
+            update {{ table }} set
+                {% for column in columns if column.startswith('masked_') -%}
+                    {{ column }} = masking.carried_over('{{ column[7:] }}', {{ column }}, mask_key_version),
+                {% endfor -%}
+                mask_key_version = {{ version }}
+            where mask_key_version < {{ version }}
+        {%- endset -%}
+        {%- call statement('carry_over') -%}{{ carried_over }}{%- endcall -%}
+        {%- do log(table ~ ': ' ~ load_result('carry_over').response.rows_affected ~ ' rows carried over to key ' ~ version, info=true) -%}
+    {%- endfor -%}
+    {%- do run_query("commit") -%}
+{%- endmacro %}
