@@ -1,0 +1,1 @@
+"""Moves messages from an SQS queue into raw.sqs_messages: receive, land, commit, delete."""

@@ -1,0 +1,92 @@
+"""The command line."""
+
+import os
+import signal
+import sys
+
+import click
+
+from loader import errors
+from loader.land import Database
+from loader.load import Run
+from loader.report import Report
+from loader.sqs import Queue, open_client
+
+# A fixed width, because the README shows this text.
+SETTINGS = {
+    "terminal_width": 100,
+    "max_content_width": 100,
+    "help_option_names": ["-h", "--help"],
+    "show_default": True,
+    "auto_envvar_prefix": "LOADER",
+}
+
+
+class Commands(click.Group):
+    """Turns what ends the loader into one sentence and an exit status."""
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except errors.LoaderError as error:
+            click.echo(" ".join(str(error).split()), err=True)
+            ctx.exit(error.exit_status)
+
+
+def setting(*names: str, **kwargs):
+    """An option that shows the variable it can also be set by."""
+    return click.option(*names, show_envvar=True, **kwargs)
+
+
+@click.group(cls=Commands, context_settings=SETTINGS, epilog=errors.exit_statuses())
+def main():
+    """Moves messages from an SQS queue into PostgreSQL: nothing lost, nothing doubled.
+
+    The database is the one of PG* (PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD, PGSSLMODE, ...), AWS that of AWS_*
+    and ~/.aws (AWS_ENDPOINT_URL for an emulator), as their own libraries read them.
+    """
+
+
+@main.command(context_settings=SETTINGS, epilog=errors.exit_statuses())
+@setting("--queue-name", default="login-queue", help="The queue, by name.")
+@setting("--queue-url", help="The queue, by URL, where its name does not say enough.")
+@setting("--follow", is_flag=True, help="Do not end when the queue is drained; wait for more.")
+@setting("--max-messages", type=click.IntRange(1), help="End after receiving so many.")
+@setting("--max-seconds", type=click.FloatRange(0, min_open=True), help="End after so long.")
+@setting("--workers", default=16, type=click.IntRange(1, 64), help="How many receive, land and delete at a time.")
+@setting("--flush", default=500, type=click.IntRange(1, 10_000), help="How many messages a transaction has at most.")
+@setting("--give-up-after", default=300.0, type=click.FloatRange(0), help="Seconds that a fault may last.")
+@setting("--log-format", default="text", type=click.Choice(["text", "json"]), help="Of the log, on stderr.")
+def load(queue_name, queue_url, follow, max_messages, max_seconds, workers, flush, give_up_after, log_format):
+    """Receives messages, lands them in raw.sqs_messages, commits, deletes them. Ends when the queue is drained.
+
+    Prints one line: received = landed + duplicates + refused + returned. Ctrl-C or SIGTERM ends it in good order; a
+    second one at once, and nothing is lost by that either.
+    """
+    report = Report(log_format, progress=sys.stderr.isatty() and log_format == "text")
+    database = Database(give_up_after)
+    database.open()
+    queue = Queue(open_client(workers * 2 + 2), queue_name, queue_url, give_up_after)
+    queue.say = database.say = report.say
+    run = Run(
+        queue, database, report,
+        workers=workers, flush=flush, follow=follow, max_messages=max_messages, max_seconds=max_seconds,
+    )  # fmt: skip
+    stop_on_signals(run)
+    run.start()
+    try:
+        run.wait()
+    finally:
+        click.echo(report.result())
+    if report.counts["refused"]:
+        raise errors.MessagesRefused(refused=report.counts["refused"])
+
+
+def stop_on_signals(run: Run) -> None:
+    def stop(number, frame):
+        if run.stopping.is_set():
+            os._exit(128 + number)
+        run.stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)

@@ -1,0 +1,75 @@
+"""What can go wrong, one class for each thing an operator can do about it: the docstring is the sentence shown."""
+
+
+class LoaderError(Exception):
+    """Ends the loader with its own exit status and one sentence."""
+
+    exit_status: int
+    meaning: str  # the line in --help
+
+    def __init__(self, **details: object):
+        super().__init__(self.__doc__.format(**details))
+
+
+class BadSetting(LoaderError):
+    """{problem}"""
+
+    exit_status, meaning = 2, "bad usage, or a setting that makes no sense"
+
+
+class NoDatabase(LoaderError):
+    """No database: {reason}. Check PGHOST, PGPORT, PGDATABASE, PGUSER and PGPASSWORD."""
+
+    exit_status, meaning = 3, "no database"
+
+
+class NotPermitted(LoaderError):
+    """Not permitted: {reason}. {remedy}."""
+
+    exit_status, meaning = 4, "no permission, in the database or in AWS"
+
+
+class NotMigrated(LoaderError):
+    """The database is not migrated: {reason}. Run `make migrate` as migrator."""
+
+    exit_status, meaning = 5, "the database is not migrated"
+
+
+class NoQueue(LoaderError):
+    """There is no queue {queue} in {region}. Check --queue-name, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL."""
+
+    exit_status, meaning = 6, "no such queue, or it was deleted meanwhile"
+
+
+class NoCredentials(LoaderError):
+    """No valid AWS credentials: {reason}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the
+    machine a role."""
+
+    exit_status, meaning = 7, "no AWS credentials, or they expired"
+
+
+class NoSqs(LoaderError):
+    """SQS does not answer {operation}: {reason}. Check AWS_ENDPOINT_URL and the network. Nothing is lost: what was not
+    deleted comes again."""
+
+    exit_status, meaning = 8, "SQS did not answer, or refused, for longer than --give-up-after"
+
+
+class GaveUp(LoaderError):
+    """The database was away for {seconds:.0f} s: {reason}. Nothing is lost: what was held is back on the queue."""
+
+    exit_status, meaning = 9, "the database was away for longer than --give-up-after"
+
+
+class MessagesRefused(LoaderError):
+    """PostgreSQL refused {refused} deliveries: they stay on the queue, and its redrive policy moves them to the
+    dead-letter queue. Their ids are in the log; mend the cause, then run `python -m loader redrive`."""
+
+    exit_status, meaning = 10, "done, but PostgreSQL refused some messages: they stay on the queue"
+
+
+def exit_statuses() -> str:
+    """The table of exit statuses, for --help."""
+    lines = ["  0   done: the queue is drained, a bound is reached, or it was told to stop"]
+    lines += [f"  {error.exit_status:<3} {error.meaning}" for error in LoaderError.__subclasses__()]
+    return "\n".join(["\b", "Exit status:", *lines])

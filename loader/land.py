@@ -1,0 +1,229 @@
+"""The database: lands messages in raw.sqs_messages together with their row in the ledger, one transaction a batch."""
+
+import io
+import itertools
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import psycopg2
+
+from loader import errors
+from loader.sqs import Message
+
+# Text columns, so that no line of COPY can be bad: PostgreSQL would write a bad line into its log.
+INCOMING = """
+    create temporary table incoming (
+        message_id text, body text, sent_at text, receive_count text,
+        message_group_id text, sequence_number text, attributes text
+    ) on commit delete rows
+"""
+
+# A deleted message has to be on disk. Where the server is set to promise more than that, it stays so.
+DURABLE = """
+    select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'
+"""
+
+# One statement, so that the rows and the ledger have one load_id. In a fixed order, so that two loaders that hold the
+# same messages do not deadlock, and groups of a FIFO queue keep theirs.
+LAND = """
+    with load as materialized (
+        select raw.current_load_id() as load_id
+    ),
+    landed as (
+        insert into raw.sqs_messages (
+            message_id, queue, body, sent_at, receive_count,
+            message_group_id, sequence_number, attributes, load_id
+        )
+        select
+            incoming.message_id, %(queue)s, incoming.body,
+            to_timestamp(incoming.sent_at::double precision / 1000), incoming.receive_count::integer,
+            incoming.message_group_id, incoming.sequence_number, incoming.attributes::jsonb, load.load_id
+        from pg_temp.incoming cross join load
+        order by incoming.sequence_number collate "C", incoming.message_id collate "C"
+        on conflict do nothing
+        returning 1
+    )
+    insert into raw.loads (load_id, received, landed, duplicates)
+    select load.load_id, %(received)s, counted.landed, %(received)s - counted.landed
+    from load cross join (select count(*) as landed from landed) as counted
+    returning load_id, landed
+"""
+
+
+class Refused(Exception):
+    """PostgreSQL refuses something in this batch. Says the name of its error, never the value."""
+
+
+class Away(Exception):
+    """The database cannot be used just now."""
+
+
+@dataclass
+class Landing:
+    """What became of the messages of a batch."""
+
+    durable: list[Message] = field(default_factory=list)
+    landed: int = 0
+    duplicates: int = 0
+    refused: list[tuple[Message, str]] = field(default_factory=list)
+    held_back: list[Message] = field(default_factory=list)  # behind a refused one in its FIFO group
+
+    def __add__(self, other: "Landing") -> "Landing":
+        return Landing(
+            self.durable + other.durable,
+            self.landed + other.landed,
+            self.duplicates + other.duplicates,
+            self.refused + other.refused,
+            self.held_back + other.held_back,
+        )
+
+
+class Database:
+    """One connection by PG*, used by one worker at a time, and made anew when it breaks."""
+
+    def __init__(self, give_up_after: float = 300):
+        self.give_up_after = give_up_after
+        self.stopping = threading.Event()
+        self.there = threading.Event()  # cleared while the database is away: nothing is received meanwhile
+        self.say = lambda event, **details: None
+        self.turn = threading.Lock()
+        self.connection = None
+
+    def open(self) -> None:
+        """Connects, and makes sure of all that landing needs, before the first message is received."""
+        try:
+            with self.transaction():
+                self.there.set()
+        except Away as away:
+            raise errors.NoDatabase(reason=away) from None
+
+    def land(self, queue: str, messages: list[Message]) -> Landing:
+        """Lands what can be landed. A message that is refused is found by halving, and keeps no other one out."""
+        try:
+            landed = self.land_together(queue, messages)
+        except Refused as refusal:
+            if len(messages) == 1:
+                return Landing(refused=[(messages[0], str(refusal))])
+            half = len(messages) // 2
+            first = self.land(queue, messages[:half])
+            broken = {each.ordered_in for each, _ in first.refused} | {each.ordered_in for each in first.held_back}
+            broken.discard(None)
+            rest = [each for each in messages[half:] if each.ordered_in not in broken]
+            held_back = [each for each in messages[half:] if each.ordered_in in broken]
+            return first + (self.land(queue, rest) if rest else Landing()) + Landing(held_back=held_back)
+        received = sum(each.deliveries for each in messages)
+        return Landing(durable=messages, landed=landed, duplicates=received - landed)
+
+    def land_together(self, queue: str, messages: list[Message]) -> int:
+        """Lands all or none, and tells how many were new. While the database is away, tries again."""
+        away_since = in_doubt = None
+        for attempt in itertools.count():
+            try:
+                with self.transaction() as cursor:
+                    load_id, landed = insert(cursor, queue, messages)
+                    if in_doubt and landed == 0 and is_in_ledger(cursor, in_doubt[0]):
+                        cursor.connection.rollback()  # the commit whose answer was lost did hold: no second ledger row
+                        return in_doubt[1]
+                    in_doubt = load_id, landed
+                self.there.set()
+                return landed
+            except Away as away:
+                self.there.clear()
+                away_since = away_since or time.monotonic()
+                seconds = time.monotonic() - away_since
+                if self.stopping.is_set():
+                    raise
+                if seconds >= self.give_up_after:
+                    raise errors.GaveUp(seconds=seconds, reason=away) from None
+                self.say("the database is away, will try again", reason=str(away), attempt=attempt + 1)
+            self.stopping.wait(random.uniform(0, min(10, 0.2 * 2**attempt)))
+
+    @contextmanager
+    def transaction(self) -> Iterator:
+        """A cursor for one transaction, committed at the end. No error leaves a connection that cannot be used."""
+        with self.turn:
+            try:
+                self.connection = self.connection or connect()
+                with self.connection.cursor() as cursor:
+                    yield cursor
+                self.connection.commit()
+            except psycopg2.Error as error:
+                trouble = explained(error)
+                with suppress(psycopg2.Error, AttributeError):
+                    self.connection.rollback() if isinstance(trouble, Refused) else self.connection.close()
+                if self.connection is None or self.connection.closed:
+                    self.connection = None
+                raise trouble from None
+
+    def cancel(self) -> None:
+        """Stops the statement that is running, if one is."""
+        with suppress(psycopg2.Error, AttributeError):
+            self.connection.cancel()
+
+
+def connect():
+    """A connection with the table to copy into, on which landing is known to be possible."""
+    settings = {
+        "client_encoding": "UTF8",
+        "fallback_application_name": "loader",
+        "keepalives_idle": 30,  # a database that vanished without a word is noticed within a minute
+        "tcp_user_timeout": 60_000,
+    }
+    if "PGCONNECT_TIMEOUT" not in os.environ:
+        settings["connect_timeout"] = 10
+    connection = psycopg2.connect("", **settings)
+    with connection.cursor() as cursor:
+        cursor.execute(DURABLE)
+        cursor.execute(INCOMING)
+        cursor.execute("explain " + LAND, {"queue": "", "received": 0})  # fails where a table or a grant is missing
+    connection.commit()
+    return connection
+
+
+def insert(cursor, queue: str, messages: list[Message]) -> tuple[int, int]:
+    lines = io.BytesIO("".join(map(copy_line, messages)).encode("utf-8", "surrogatepass"))
+    cursor.copy_expert("copy pg_temp.incoming from stdin", lines)
+    cursor.execute(LAND, {"queue": queue, "received": sum(each.deliveries for each in messages)})
+    return cursor.fetchone()
+
+
+def copy_line(message: Message) -> str:
+    return (
+        f"{copy_text(message.id)}\t{copy_text(message.body)}\t{copy_text(message.sent_at)}\t"
+        f"{copy_text(message.receive_count)}\t{copy_text(message.group_id)}\t{copy_text(message.sequence_number)}\t"
+        f"{copy_text(message.attributes)}\n"
+    )
+
+
+def copy_text(value: str | None) -> str:
+    """A value as COPY's text format has it: four characters mean something there."""
+    if value is None:
+        return "\\N"
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+
+
+def is_in_ledger(cursor, load_id: int) -> bool:
+    cursor.execute("select from raw.loads where load_id = %s", [load_id])
+    return cursor.rowcount == 1
+
+
+def explained(error: psycopg2.Error) -> Exception:
+    """An error of PostgreSQL in the loader's words. Those of the first group may quote a message, so are only named."""
+    state = error.pgcode or ""
+    if state[:2] in ("22", "23", "44", "54", "P0"):
+        return Refused(f"{type(error).__name__} {state}")
+    reason = error.diag.message_primary or first_line(error)
+    if state == "42501":
+        return errors.NotPermitted(reason=reason, remedy="Grant the role loader to this login")
+    if state[:2] == "42" or state == "3F000":
+        return errors.NotMigrated(reason=reason)
+    return Away(reason)
+
+
+def first_line(error: psycopg2.Error) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
