@@ -5,8 +5,8 @@ do $$
 begin
     execute format('revoke all on database %I from public', current_database());
     execute format('grant connect on database %I to loader, transformer, analyst, privacy_officer', current_database());
-    -- temporary tables: the loader copies into one, dbt's incremental models are built in one
-    execute format('grant temporary on database %I to loader, transformer', current_database());
+    -- temporary: the loader copies into such a table, dbt builds increments in one and drafts of views as such views
+    execute format('grant temporary on database %I to loader, transformer, masker', current_database());
 end $$;
 
 revoke all on schema public from public;

@@ -8,13 +8,14 @@
 {%- endmacro %}
 
 
+{# The lock lasts until the model is committed, and keeps out other writers only: of two runs at once, one waits here. #}
 {% macro last_load_id() -%}
-    {%- if not (execute and is_incremental()) -%}{{ return(0) }}{%- endif -%}
-    {{ return(run_query("select coalesce(max(load_id), 0) from " ~ this).columns[0].values()[0]) }}
+    {%- if not (execute and load_cached_relation(this)) -%}{{ return(0) }}{%- endif -%}
+    {%- do run_query('lock table ' ~ this ~ ' in share row exclusive mode') -%}
+    {{ return(scalar('select coalesce(max(load_id), 0) from ' ~ this) if is_incremental() else 0) }}
 {%- endmacro %}
 
 
 {% macro safe_load_id() -%}
-    {%- if not execute -%}{{ return(0) }}{%- endif -%}
-    {{ return(run_query("select raw.safe_load_id()").columns[0].values()[0]) }}
+    {{ return(scalar('select raw.safe_load_id()') if execute else 0) }}
 {%- endmacro %}

@@ -1,4 +1,4 @@
--- Nothing is lost: what the ledger says has landed is accepted or rejected, for all loads that dbt has taken.
+-- Nothing is lost: what the ledger says has landed is accepted, rejected or erased, for all loads that dbt has taken.
 
 with
 
@@ -16,10 +16,14 @@ counted as (
             where loads.load_id <= taken.load_id
         ) as landed,
         (select count(*) from {{ ref('user_logins') }}) as accepted,
-        (select count(*) from {{ ref('rejected_messages') }}) as rejected
+        (select count(*) from {{ ref('rejected_messages') }}) as rejected,
+        (
+            select count(*) from {{ source('privacy', 'erased_messages') }} as erased_messages
+            where erased_messages.load_id <= taken.load_id
+        ) as erased
     from taken
 
 )
 
 select * from counted
-where landed <> accepted + rejected
+where landed <> accepted + rejected + erased

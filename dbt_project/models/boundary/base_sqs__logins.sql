@@ -1,4 +1,6 @@
--- Every landed message, judged: what it says in the open, in canonical plain form, and masked. For masker's eyes only.
+-- Every landed message, judged: what it says in the open, in canonical plain form, and masked. For masker's eyes only,
+-- and for the functions of privacy that seal and erase what is plain: they are the owner of raw's.
+{{ config(grants={'select': ['pipeline_owner']}) }}
 
 with
 

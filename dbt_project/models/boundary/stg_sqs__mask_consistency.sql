@@ -1,28 +1,24 @@
--- What proves the masks consistent, as counts: a value has one token and a token one value when all three are equal.
+-- What proves the masks right, as counts over all accepted messages in raw, by kind of value.
 
 with
 
 logins as (
 
-    select * from {{ ref('base_sqs__logins') }} where reason is null
+    select
+        *,
+        array[
+            masking.canonical_text(user_id), masking.canonical_text(device_type), masking.canonical_text(locale)
+        ] as in_the_open
+    from {{ ref('base_sqs__logins') }}
+    where reason is null
 
 ),
 
-pairs as (
+values_and_tokens as (
 
-    select 'ip' as kind, ip as plain, masked_ip as token from logins
+    select 'ip' as kind, ip as plain, masked_ip as token, in_the_open from logins
     union all
-    select 'device_id' as kind, device_id as plain, masked_device_id as token from logins
-
-),
-
-open_values as (
-
-    select masking.canonical_text(user_id) as value from logins
-    union
-    select masking.canonical_text(device_type) as value from logins
-    union
-    select masking.canonical_text(locale) as value from logins
+    select 'device_id' as kind, device_id as plain, masked_device_id as token, in_the_open from logins
 
 ),
 
@@ -30,11 +26,13 @@ counted as (
 
     select
         kind,
+        count(*) as logins,
         count(distinct plain) as plain_values,
         count(distinct token) as tokens,
         count(distinct (plain, token)) as pairs,
-        count(distinct plain) filter (where plain in (select value from open_values)) as values_in_the_open
-    from pairs
+        count(*) filter (where token = encode(sha256(convert_to(plain, 'UTF8')), 'hex')) as tokens_without_key,
+        count(*) filter (where plain = any(in_the_open)) as logins_with_value_in_the_open
+    from values_and_tokens
     group by kind
 
 )

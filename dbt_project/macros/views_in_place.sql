@@ -1,0 +1,116 @@
+{#
+  Views are replaced in place. dbt's own materialization renames the old view and drops it with all that stands on it,
+  on every run. And a view that is already as the project says is left alone: replacing it would wait for its readers,
+  and the next readers for that.
+#}
+{% materialization view, adapter='postgres' -%}
+    {%- set view = this.incorporate(type='view') -%}
+
+    {{ run_hooks(pre_hooks) }}
+
+    {% if is_as_deployed(view, sql) %}
+        {{ leave_as_it_is() }}
+    {% else %}
+        {{ replace_in_place(view, sql) }}
+    {% endif %}
+
+    {% do apply_grants(view, config.get('grants'), should_revoke=True) %}
+    {% do persist_docs(view, model) %}
+
+    {{ run_hooks(post_hooks) }}
+    {{ adapter.commit() }}
+    {{ return({'relations': [view]}) }}
+{%- endmaterialization %}
+
+
+{#
+  A view that reads raw and the keys with its owner's rights and shows only its own columns. A role that may create in
+  its schema (masker, under the target boundary) deploys it. Any other only compares: the run ends when what is deployed
+  is not what the project says.
+#}
+{% materialization boundary_view, adapter='postgres' -%}
+    {%- set view = this.incorporate(type='view') -%}
+    {%- set may_deploy = scalar("select has_schema_privilege('" ~ view.schema ~ "', 'create')") -%}
+
+    {{ run_hooks(pre_hooks) }}
+
+    {% if may_deploy %}
+        {{ replace_in_place(view, sql, options='with (security_barrier = true)') }}
+        {% do apply_grants(view, config.get('grants'), should_revoke=True) %}
+        {% do persist_docs(view, model) %}
+    {% elif is_as_deployed(view, sql, options='{security_barrier=true}') %}
+        {{ leave_as_it_is() }}
+    {% else %}
+        {% do exceptions.raise_compiler_error(
+            view.schema ~ '.' ~ view.identifier ~ ' in the database is not the one in this project: deploy it with `make migrate`.'
+        ) %}
+    {% endif %}
+
+    {{ run_hooks(post_hooks) }}
+    {{ adapter.commit() }}
+    {{ return({'relations': [view]}) }}
+{%- endmaterialization %}
+
+
+{% macro scalar(query) -%}
+    {{ return(run_query(query).columns[0].values()[0]) }}
+{%- endmacro %}
+
+
+{# dbt wants a main statement of every model. #}
+{% macro leave_as_it_is() -%}
+    {% call statement('main') -%} select 'as deployed' {%- endcall %}
+{%- endmacro %}
+
+
+{# Whether the view in the database is the one that this SQL would make. To ask, nothing of what it reads need be readable. #}
+{% macro is_as_deployed(view, sql, options='') -%}
+    {%- set draft = draft_view(view, sql) -%}
+    {%- set as_deployed = scalar("
+        select count(*) = 1 from pg_class
+        where
+            oid = to_regclass('" ~ view ~ "') and relkind = 'v'
+            and pg_get_viewdef(oid) = pg_get_viewdef('" ~ draft ~ "'::regclass)
+            and coalesce(reloptions::text, '') = '" ~ options ~ "'
+    ") -%}
+    {%- do run_query('drop view ' ~ draft) -%}
+    {{ return(as_deployed) }}
+{%- endmacro %}
+
+
+{% macro draft_view(view, sql) -%}
+    {%- set draft = make_temp_relation(view) -%}
+    {%- do run_query('create temporary view ' ~ draft ~ ' as ' ~ sql) -%}
+    {{ return(draft) }}
+{%- endmacro %}
+
+
+{# Columns can be added at the end and nothing else; PostgreSQL would say so with two words and no remedy. #}
+{% macro replace_in_place(view, sql, options='') -%}
+    {%- set assertion = get_assert_columns_equivalent(sql) -%}
+    {%- set draft = draft_view(view, sql) -%}
+    {%- set changed = run_query("
+        select deployed.attname
+        from pg_attribute as deployed
+        left join pg_attribute as draft
+            on draft.attrelid = '" ~ draft ~ "'::regclass and draft.attnum = deployed.attnum
+        where
+            deployed.attrelid = to_regclass('" ~ view ~ "') and deployed.attnum > 0
+            and (deployed.attname, deployed.atttypid, deployed.atttypmod)
+            is distinct from (draft.attname, draft.atttypid, draft.atttypmod)
+        order by deployed.attnum
+    ").columns[0].values() -%}
+    {%- do run_query('drop view ' ~ draft) -%}
+    {%- if changed -%}
+        {%- do exceptions.raise_compiler_error(
+            view.schema ~ '.' ~ view.identifier ~ ' cannot be replaced in place: ' ~ changed | join(', ')
+            ~ ' would be renamed, moved, retyped or removed. Put new columns at the end, or drop the view first, with'
+            ~ ' all that stands on it: drop view ' ~ view.schema ~ '.' ~ view.identifier ~ ' cascade.'
+        ) -%}
+    {%- endif -%}
+    {% call statement('main') -%}
+        create or replace view {{ view }} {{ options }} as
+        {{ assertion }}
+        {{ sql }};
+    {%- endcall %}
+{%- endmacro %}
