@@ -1,19 +1,76 @@
+# The one door: people, the README and CI all come in by these targets.
+
 .DEFAULT_GOAL := help
-SHELL := /bin/bash
+.PHONY: help install demo test up down env send load migrate build docs bench lint clean
 
 PYTHON ?= python3
-VENV := .venv
-PY := $(VENV)/bin/python
-INSTALLED := $(VENV)/installed
+# (not ?=, because make has an AS of its own: the assembler)
+AS = analyst_user
+
+BIN := .venv/bin
+LOCAL := $(BIN)/python -m deploy.local
+PROJECT := --project-dir dbt_project --profiles-dir dbt_project
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-install: $(INSTALLED)  ## make .venv, or bring it up to date
+install: .venv/installed  ## make .venv, or bring it up to date
 
-$(INSTALLED): requirements.txt requirements-dev.txt
-	@$(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV) (about a minute) ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+.venv/installed: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo 'Python 3.10 or newer is needed; if it has another name: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo 'This Python cannot make a .venv: apt install python3-venv' >&2; exit 1; }
+	@echo 'Installing into .venv, which takes a minute ...' >&2
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
-.PHONY: help install
+
+demo: install  ## made-up logins through the whole pipeline, on servers started here; again, and it adds more
+	@$(LOCAL) demo
+
+test: install  ## every test, on servers of its own (ARGS='-k name' for some)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope $(ARGS)
+
+up: install  ## start the local PostgreSQL and SQS
+	@$(LOCAL) up
+
+down: $(if $(wildcard .local),install)  ## stop them; the database is kept, the queues are not
+	@test ! -d .local || $(LOCAL) down
+
+env: install  ## what a shell has to set to work as a login: eval "$(make -s env AS=analyst_user)"
+	@$(LOCAL) env --as $(AS)
+
+send: install  ## made-up messages to the queue (ARGS='--count 100 --seed 2', or ARGS='--file messages.jsonl')
+	@$(LOCAL) send $(ARGS)
+
+# These work on the servers that PGHOST and AWS_* name, or else on the local ones as the login given here.
+
+migrate: install  ## apply migrations/ and deploy the boundary
+	@$(LOCAL) run --as migrator -- $(BIN)/python -m migrations
+
+load: install  ## land what is on the queue in raw.sqs_messages (ARGS='--help' for more)
+	@$(LOCAL) run --as loader_user -- $(BIN)/python -m loader load $(ARGS)
+
+build: install  ## dbt: mask, build and test what analysts read (ARGS='--full-refresh' to start over)
+	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt build $(PROJECT) $(ARGS)
+
+docs: install  ## the documentation of every table and column, as one page
+	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet docs generate --static $(PROJECT)
+	@echo dbt_project/target/static_index.html
+
+bench: install  ## how fast, measured here
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lint: install  ## every linter; changes nothing
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/sqlfluff lint dbt_project/models dbt_project/tests migrations
+	@$(BIN)/yamllint --strict .
+	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+clean: $(if $(wildcard .local),install)  ## stop the local servers and remove their data and every cache; .venv stays
+	@test ! -d .local || $(LOCAL) remove
+	@rm -rf .hypothesis .pytest_cache .ruff_cache dbt_project/logs dbt_project/target logs
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
