@@ -5,14 +5,14 @@
 set local role pipeline_owner;
 
 create table privacy.erased_messages (
-    message_id text primary key,
-    load_id bigint not null,
-    body_mac bytea,  -- null when raw had been purged before
+    message_id text,
+    load_id bigint,
+    body_mac text,  -- null when raw had been purged before
     erased_at timestamptz not null default now(),
-    erasure bigint not null references privacy.audit
+    erasure bigint not null references privacy.audit,
+    primary key (message_id, load_id)  -- a message that comes back is erased again
 );
 create index on privacy.erased_messages (body_mac);
-create index on privacy.erased_messages (erased_at);
 alter table privacy.erased_messages alter column body_mac set statistics 0;
 comment on table privacy.erased_messages is 'Tombstones: the ids of erased messages and nothing about the person.';
 comment on column privacy.erased_messages.load_id is 'The load that had landed it, for the conservation test.';
@@ -26,29 +26,35 @@ insert into privacy.tombstone_key default values;
 alter table privacy.tombstone_key alter column key set statistics 0;
 comment on table privacy.tombstone_key is 'Key of privacy.erased_messages.body_mac. Read by pipeline_owner alone.';
 
-create function privacy.body_mac(body text) returns bytea
-language sql stable
-return extensions.hmac(convert_to(body, 'UTF8'), (select key from privacy.tombstone_key), 'sha256');
-
--- A redelivered message has the id of the erased one. A redriven one (dead-letter queue) has a new id and the same body;
--- but so has the login of somebody who comes back later, so a body stays barred only for as long as SQS could still
--- hold it: two weeks in the queue and two in the dead-letter queue. To the loader it is a duplicate.
-create function privacy.skip_erased() returns trigger
+-- A message that comes back is erased in the statement that lands it, and counts as landed and erased. Redelivered, it has
+-- its old id. Redriven from a dead-letter queue it has a new id and the same body; but so has the login of somebody who
+-- returns later, so a body stays barred only as long as SQS can hold it: two weeks in the queue and two in the other.
+create function privacy.erase_again() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    if exists (select from privacy.erased_messages where message_id = new.message_id)
-        or exists (select from privacy.erased_messages where erased_at > now() - interval '28 days')
-        and exists (
-            select from privacy.erased_messages
-            where body_mac = privacy.body_mac(new.body) and erased_at > now() - interval '28 days'
+    if exists (select from privacy.erased_messages) then
+        with known as (
+            select landed.message_id, landed.load_id, erased.body_mac, erased.erased_at, erased.erasure
+            from landed inner join privacy.erased_messages as erased on landed.message_id = erased.message_id
+            union all
+            select landed.message_id, landed.load_id, erased.body_mac, erased.erased_at, erased.erasure
+            from landed inner join privacy.erased_messages as erased
+                on masking.token(landed.body, (select key from privacy.tombstone_key)) = erased.body_mac
+            where erased.erased_at > now() - interval '28 days'
+        ),
+        erased_again as (
+            insert into privacy.erased_messages (message_id, load_id, body_mac, erased_at, erasure)
+            select distinct on (message_id, load_id) * from known
+            order by message_id, load_id, erased_at desc
+            returning message_id
         )
-    then
-        return null;
+        delete from raw.sqs_messages where message_id in (select message_id from erased_again);
     end if;
-    return new;
+    return null;
 end $$;
 
-create trigger skip_erased before insert on raw.sqs_messages for each row execute function privacy.skip_erased();
+create trigger erase_again after insert on raw.sqs_messages
+referencing new table as landed for each statement execute function privacy.erase_again();
 
 -- Removes the messages of a person from raw, those named and those that say so themselves, and leaves tombstones. A body
 -- that is no JSON object is the person's when it has the id in quotes. Tells the tokens that its values had.
@@ -79,12 +85,12 @@ begin
     erasure := privacy.record('person erased', reason => reason, removed => cardinality(from_raw));
 
     insert into privacy.erased_messages (message_id, load_id, body_mac, erasure)
-    select message_id, load_id, privacy.body_mac(body), erase_messages.erasure
+    select message_id, load_id, masking.token(body, (select key from privacy.tombstone_key)), erase_messages.erasure
     from raw.sqs_messages where message_id = any(from_raw);
     insert into privacy.erased_messages (message_id, load_id, erasure)
     select message_id, load_id, erase_messages.erasure
     from unnest(message_ids, load_ids) as purged (message_id, load_id)
-    on conflict do nothing;
+    on conflict do nothing;  -- those in raw have theirs, and what dbt has not removed since an earlier erasure
     delete from raw.sqs_messages where message_id = any(from_raw);
     removed := cardinality(from_raw);
 end $$;
