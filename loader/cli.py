@@ -10,7 +10,7 @@ from loader import errors
 from loader.land import Database
 from loader.load import Run
 from loader.report import Report
-from loader.sqs import Queue, open_client
+from loader.sqs import Queue, connect
 
 # A fixed width, because the README shows this text.
 SETTINGS = {
@@ -56,8 +56,11 @@ def main():
 @setting("--workers", default=16, type=click.IntRange(1, 64), help="How many receive, land and delete at a time.")
 @setting("--flush", default=500, type=click.IntRange(1, 10_000), help="How many messages a transaction has at most.")
 @setting("--give-up-after", default=300.0, type=click.FloatRange(0), help="Seconds that a fault may last.")
+@setting(
+    "--client", default="lean", type=click.Choice(["lean", "boto3"]), help="boto3 needs more CPU, for nothing else."
+)
 @setting("--log-format", default="text", type=click.Choice(["text", "json"]), help="Of the log, on stderr.")
-def load(queue_name, queue_url, follow, max_messages, max_seconds, workers, flush, give_up_after, log_format):
+def load(queue_name, queue_url, follow, max_messages, max_seconds, workers, flush, give_up_after, client, log_format):
     """Receives messages, lands them in raw.sqs_messages, commits, deletes them. Ends when the queue is drained.
 
     Prints one line: received = landed + duplicates + refused + returned. Ctrl-C or SIGTERM ends it in good order; a
@@ -66,7 +69,7 @@ def load(queue_name, queue_url, follow, max_messages, max_seconds, workers, flus
     report = Report(log_format, progress=sys.stderr.isatty() and log_format == "text")
     database = Database(give_up_after)
     database.open()
-    queue = Queue(open_client(workers * 2 + 2), queue_name, queue_url, give_up_after)
+    queue = Queue(*connect(workers * 2, lean=client == "lean"), queue_name, queue_url, give_up_after)
     queue.say = database.say = report.say
     run = Run(
         queue, database, report,

@@ -1,0 +1,170 @@
+"""Steps of the tests of the loader: a queue to load from, a loader to run, and what must be true at the end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from loader.land import Database
+from loader.load import Run
+from loader.report import Report
+from loader.sqs import Queue, connect
+
+
+@dataclass
+class Loading:
+    """A queue with a visibility timeout of a second, an empty database, and the loader's settings for both."""
+
+    database: Any
+    sqs: Any
+    url: str
+    env: dict[str, str]
+    client: str = "lean"
+
+    @property
+    def queue_name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    def send(self, bodies: int | Iterable[str], **details: Any) -> list[str]:
+        """Queues bodies, or so many; returns their message ids."""
+        bodies = [json.dumps({"number": n}) for n in range(bodies)] if isinstance(bodies, int) else list(bodies)
+        ids = []
+        for start in range(0, len(bodies), 10):
+            entries = [
+                {"Id": str(n), "MessageBody": body, **details} for n, body in enumerate(bodies[start : start + 10])
+            ]
+            ids += [
+                each["MessageId"]
+                for each in self.sqs.send_message_batch(QueueUrl=self.url, Entries=entries)["Successful"]
+            ]
+        return ids
+
+    def command(self, *options: str) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "loader",
+            "load",
+            "--queue-name",
+            self.queue_name,
+            "--client",
+            self.client,
+            *options,
+        ]
+
+    def start(self, *options: str, **changed: str) -> subprocess.Popen:
+        """A loader as a process of its own."""
+        return subprocess.Popen(
+            self.command(*options), env=self.env | changed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    @contextmanager
+    def running(self, **options: Any) -> Iterator[Run]:
+        """A loader in this process; waited for at the end."""
+        with mock.patch.dict(os.environ, self.env):
+            run = self.prepare(**options)
+            run.start()
+            try:
+                yield run
+            finally:
+                run.wait()
+
+    def run(self, **options: Any) -> Report:
+        """A loader in this process, until its end; what it counted."""
+        with self.running(**options) as run:
+            return run.report
+
+    def prepare(self, give_up_after: float = 30, **options: Any) -> Run:
+        database = Database(give_up_after)
+        database.open()
+        queue = Queue(*connect(8, lean=self.client == "lean"), self.queue_name, give_up_after=give_up_after)
+        report = Report()
+        queue.say = database.say = report.say
+        return Run(queue, database, report, **{"workers": 2, "flush": 50, **options})
+
+    def through(self, port: int) -> dict[str, str]:
+        """What leads a loader through a proxy before PostgreSQL, that has to understand what passes."""
+        return {"PGPORT": str(port), "PGSSLMODE": "disable", "PGGSSENCMODE": "disable"}
+
+    @contextmanager
+    def slow_database(self, seconds: float) -> Iterator[None]:
+        """Every landing takes so long."""
+        self.execute(
+            f"""
+            create function slow() returns trigger language plpgsql as
+            $$ begin perform pg_sleep({seconds}); return null; end $$;
+            create trigger slow before insert on raw.sqs_messages execute function slow();
+            """
+        )
+        yield
+        self.execute("drop trigger slow on raw.sqs_messages")
+
+    def execute(self, sql: str) -> None:
+        with closing(self.database.connect("postgres")) as connection, connection, connection.cursor() as cursor:
+            cursor.execute(sql)
+
+    def query(self, sql: str, *parameters: Any) -> list[tuple]:
+        with closing(self.database.connect("postgres")) as connection, connection.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            return cursor.fetchall()
+
+    def waiting(self) -> tuple[int, int]:
+        """Messages on the queue, and in flight."""
+        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        attributes = self.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=names)["Attributes"]
+        return int(attributes[names[0]]), int(attributes[names[1]])
+
+    def assert_landed_once(self, ids: list[str]) -> None:
+        """All are landed, nothing else is, nothing is left on the queue, and the ledger agrees."""
+        rows = self.query("select message_id from raw.sqs_messages")
+        assert sorted(ids) == sorted(row[0] for row in rows)
+        assert self.waiting() == (0, 0)
+        ledger = self.query(
+            """
+            select l.load_id, l.landed, count(m.message_id)
+            from raw.loads l full join raw.sqs_messages m using (load_id) group by l.load_id
+            """
+        )
+        assert all(load_id and landed == rows for load_id, landed, rows in ledger), ledger
+
+
+def a_loading(database: Any, sqs: Any, monkeypatch: Any) -> Iterator[Loading]:
+    """The fixture `loading`."""
+    monkeypatch.setattr("loader.load.LONG_POLL", 1)  # as long as the queue's visibility timeout: no drain misses any
+    url = create_queue(sqs)
+    yield Loading(database, sqs, url, database.env("loader_user"))
+    sqs.delete_queue(QueueUrl=url)
+
+
+def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def create_queue(sqs: Any, **attributes: str) -> str:
+    fifo = ".fifo" if attributes.get("FifoQueue") else ""
+    attributes = {"VisibilityTimeout": "1"} | attributes
+    return sqs.create_queue(QueueName=f"load-{uuid.uuid4()}{fifo}", Attributes=attributes)["QueueUrl"]
+
+
+def end(process: subprocess.Popen, number: int | None = None) -> tuple[int, str, str]:
+    """Waits for a loader to end, told to by a signal or not: its exit status, stdout and stderr."""
+    if number:
+        process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err, err
+    return process.returncode, out, err
+
+
+KILLED = -signal.SIGKILL
