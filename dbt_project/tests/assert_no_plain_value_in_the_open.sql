@@ -1,4 +1,5 @@
--- No address or device id of any accepted message stands in a column that is not masked.
-select kind, values_in_the_open
-from {{ ref('stg_sqs__mask_consistency') }}
-where values_in_the_open > 0
+-- No accepted message has its own address or device id in a column that is not masked.
+{{ config(tags=['full_scan']) }}
+
+select kind, logins_with_value_in_the_open from {{ ref('stg_sqs__mask_consistency') }}
+where logins_with_value_in_the_open > 0

@@ -4,6 +4,7 @@
     indexes=[{'columns': ['load_id']}, {'columns': ['is_accepted', 'load_id']}],
     post_hook='select privacy.seal_originals()'
 ) }}
+{{ refuse_to_forget_purged() }}
 
 with
 

@@ -1,0 +1,27 @@
+-- Logins by day, kind of device, version and locale.
+with
+
+logins as (
+
+    select * from {{ ref('user_logins') }}
+
+),
+
+counted as (
+
+    select
+        create_date,
+        device_type,
+        app_version,
+        analytics.decode_app_version(app_version) as app_version_text,
+        locale,
+        count(*) as logins,
+        count(distinct user_id) as users,
+        count(distinct masked_device_id) as devices,
+        count(distinct masked_ip) as ips
+    from logins
+    group by create_date, device_type, app_version, locale
+
+)
+
+select * from counted
