@@ -1,7 +1,8 @@
 # The one door: people, the README and CI all come in by these targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test up down env send load migrate build docs bench lint clean
+.PHONY: help install demo test up down env send load migrate build docs bench lint clean \
+    rotate-key reveal approve forget leakcheck
 
 PYTHON ?= python3
 # (not ?=, because make has an AS of its own: the assembler)
@@ -9,10 +10,11 @@ AS = analyst_user
 
 BIN := .venv/bin
 LOCAL := $(BIN)/python -m deploy.local
+PRIVACY := $(BIN)/python -m deploy.privacy
 PROJECT := --project-dir dbt_project --profiles-dir dbt_project
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 install: .venv/installed  ## make .venv, or bring it up to date
 
@@ -59,6 +61,28 @@ docs: install  ## the documentation of every table and column, as one page
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet docs generate --static $(PROJECT)
 	@echo dbt_project/target/static_index.html
 
+# Privacy. Logins as above; on servers of yours each step takes its own login (PRIVACY.md).
+
+leakcheck: install  ## a whole run with all logging turned up, then a search for plain values and keys everywhere
+	@$(BIN)/python -m pytest tests/test_privacy_leaks.py $(ARGS)
+
+rotate-key: install  ## new masking keys, and all tables carried over; interrupted, run it again (IMPORT=1: keys on stdin)
+	@$(LOCAL) run --as migrator -- $(PRIVACY) rotate-key $(if $(IMPORT),--import)
+	@$(LOCAL) run --as migrator -- $(BIN)/python -m migrations
+	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet run-operation carry_tokens_over $(PROJECT)
+	@$(LOCAL) run --as migrator -- $(PRIVACY) close-rotation
+
+reveal: install  ## the original behind a token, on record (TOKEN=… REASON=…, or REQUEST=… once it is approved)
+	@$(LOCAL) run --as privacy_officer_user -- $(PRIVACY) reveal \
+	    $(if $(REQUEST),--request "$$REQUEST",--token "$$TOKEN" --reason "$$REASON")
+
+approve: install  ## let another officer's recovery pass, where two persons are required (REQUEST=…)
+	@$(LOCAL) run --as privacy_officer_user -- $(PRIVACY) approve "$$REQUEST"
+
+forget: install  ## erase a person everywhere (USER_ID=… REASON=…)
+	@$(LOCAL) run --as privacy_officer_user -- $(PRIVACY) forget --user-id "$$USER_ID" --reason "$$REASON"
+	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet run $(PROJECT)
+
 bench: install  ## how fast, measured here
 	@$(BIN)/python -m benchmarks $(ARGS)
 
@@ -67,8 +91,8 @@ lint: install  ## every linter; changes nothing
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/sqlfluff lint dbt_project/models dbt_project/tests migrations
 	@$(BIN)/yamllint --strict .
-	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
-	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 clean: $(if $(wildcard .local),install)  ## stop the local servers and remove their data and every cache; .venv stays
 	@test ! -d .local || $(LOCAL) remove

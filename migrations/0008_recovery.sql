@@ -80,21 +80,6 @@ insert into privacy.settings default values;
 comment on column privacy.settings.sealed_to is 'The last load whose originals are sealed; also the lock of who seals, rotates or erases.';
 comment on column privacy.settings.two_persons is 'Whether another officer has to approve each recovery.';
 
--- For pipeline_owner. Tried out at once: pgcrypto encrypts to an RSA or ElGamal subkey and to nothing else.
-create function privacy.seal_with(public_key text) returns text
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-    key bytea := extensions.dearmor(public_key);
-begin
-    if public_key not like '%-----BEGIN PGP PUBLIC KEY BLOCK-----%' or public_key like '%PRIVATE KEY%' then
-        raise exception 'not an armored OpenPGP public key';
-    end if;
-    perform extensions.pgp_pub_encrypt('', key);
-    insert into privacy.public_keys (key) values (key);
-    perform privacy.record('public key added', reason => 'key id ' || extensions.pgp_key_id(key));
-    return extensions.pgp_key_id(key);
-end $$;
-
 create function privacy.require_two_persons(required boolean) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -143,6 +128,23 @@ begin
 
     update privacy.settings set sealed_to = last_load;
     return newly_sealed;
+end $$;
+
+-- For pipeline_owner. Tried out at once: pgcrypto encrypts to an RSA or ElGamal subkey and to nothing else. What is in raw
+-- is sealed at once too, so that a purge never removes an original that is not.
+create function privacy.seal_with(public_key text) returns text
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    key bytea := extensions.dearmor(public_key);
+begin
+    if public_key not like '%-----BEGIN PGP PUBLIC KEY BLOCK-----%' or public_key like '%PRIVATE KEY%' then
+        raise exception 'not an armored OpenPGP public key';
+    end if;
+    perform extensions.pgp_pub_encrypt('', key);
+    insert into privacy.public_keys (key) values (key);
+    perform privacy.record('public key added', reason => 'key id ' || extensions.pgp_key_id(key));
+    perform privacy.seal_originals();
+    return extensions.pgp_key_id(key);
 end $$;
 
 create function privacy.request_recovery(token text, reason text) returns bigint

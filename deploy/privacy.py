@@ -1,0 +1,199 @@
+"""python -m deploy.privacy: rotates the keys, recovers an original, forgets a person. PG* name the database."""
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from getpass import getpass
+from typing import TextIO
+
+import click
+import psycopg2
+from psycopg2.extensions import cursor as Cursor
+
+KINDS = ("ip", "device_id")
+KEY = re.compile(r"(?:[0-9a-fA-F]{2}){32,}")  # 32 bytes or more: what masking.keys accepts
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """What the operator and the privacy officer do. PG* name the database and the login, as for psql."""
+
+
+@main.command("rotate-key")
+@click.option("--import", "imported", is_flag=True, help="Read the new keys from standard input instead of making them.")
+def rotate_key(imported: bool) -> None:
+    """As migrator: add new keys, and let dbt carry the tables over. An open rotation is continued, without new keys.
+
+    Then deploy the boundary (make migrate), carry the tables over (dbt run-operation carry_tokens_over, as transformer)
+    and close the rotation (close-rotation).
+
+    Keys to import are two lines, `ip` and `device_id`, each with at least 64 hexadecimal digits after a blank. Where
+    nothing has been landed yet they become the first keys; otherwise they are the next.
+    """
+    new_keys = _read_keys(sys.stdin) if imported else None
+    with _transaction() as cursor:
+        cursor.execute("set local role masker")
+        if _scalar(cursor, "select masking.is_rotation_open()"):
+            if imported:
+                raise click.ClickException("A rotation is open: finish it without new keys first.")
+            click.echo(f"Continuing the rotation to key {_scalar(cursor, 'select masking.key_version()')}.")
+            return
+        cursor.execute("lock table masking.keys in share row exclusive mode")
+        version = _scalar(cursor, "select masking.key_version()") + 1
+        if new_keys is None:
+            cursor.execute(
+                "insert into masking.keys (kind, version, key) "
+                "select kind, %s, extensions.gen_random_bytes(32) from unnest(%s) as kind",
+                (version, list(KINDS)),
+            )
+        else:
+            if version == 2 and _nothing_masked_yet(cursor):
+                cursor.execute("delete from masking.keys")
+                version = 1
+            _import(cursor, version, new_keys)
+        if version > 1:
+            cursor.execute("select masking.open_rotation()")
+    click.echo(f"Key {version} is {'imported' if imported else 'made'}.")
+
+
+@main.command("close-rotation")
+def close_rotation() -> None:
+    """As migrator: after all tables have been carried over, transformer may do so no more."""
+    with _transaction() as cursor:
+        cursor.execute("set local role masker")
+        cursor.execute("select masking.close_rotation()")
+        click.echo(f"The rotation to key {_scalar(cursor, 'select masking.key_version()')} is finished.")
+
+
+@main.command("seal-with")
+@click.argument("public_key", type=click.File())
+def seal_with(public_key: TextIO) -> None:
+    """As migrator: from now on, seal originals with this armored OpenPGP public key (an RSA encryption subkey)."""
+    armored = public_key.read()
+    if "PRIVATE KEY" in armored:
+        raise click.ClickException("This is a private key. It stays with the privacy officer: export the public one.")
+    with _transaction() as cursor:
+        cursor.execute("set local role pipeline_owner")
+        key_id = _scalar(cursor, "select privacy.seal_with(%s)", armored)
+    click.echo(f"Originals are sealed with key {key_id}.")
+
+
+@main.command("require-two-persons")
+@click.argument("required", type=bool)
+def require_two_persons(required: bool) -> None:
+    """As migrator: whether another officer has to approve each recovery (yes or no)."""
+    with _transaction() as cursor:
+        cursor.execute("set local role pipeline_owner")
+        cursor.execute("select privacy.require_two_persons(%s)", (required,))
+
+
+@main.command()
+@click.option("--token", help="64 hexadecimal digits, from masked_ip or masked_device_id; also of an old report.")
+@click.option("--reason", help="Why, for the audit.")
+@click.option("--request", type=int, help="A request made before, when another officer has approved it.")
+def reveal(token: str | None, reason: str | None, request: int | None) -> None:
+    """As privacy officer, with the private key: show the original behind a token."""
+    if not (request or token and reason):
+        raise click.UsageError("Give --token and --reason, or --request.")
+    gpg = shutil.which("gpg")
+    if not gpg:
+        raise click.ClickException("GnuPG opens the sealed original, and gpg is not on this machine: apt install gnupg")
+    if not request:
+        with _transaction() as cursor:  # committed before anything is handed out, or nothing is
+            request = _scalar(cursor, "select privacy.request_recovery(%s, %s)", token.strip().lower(), reason)
+        click.echo(f"Request {request} is on record.", err=True)
+    with _transaction() as cursor:
+        cursor.execute("select kind, sealed from privacy.sealed_original(%s)", (request,))
+        originals = cursor.fetchall()
+    if not originals:
+        raise click.ClickException("There is no original behind this token: unknown, forgotten, or never sealed.")
+    for kind, sealed in originals:
+        opened = subprocess.run([gpg, "--quiet", "--decrypt"], input=sealed, stdout=subprocess.PIPE, text=True)
+        if opened.returncode:
+            raise click.ClickException("gpg could not open it; is the private key in this keyring?")
+        click.echo(f"{kind} {opened.stdout}")
+
+
+@main.command()
+@click.argument("request", type=int)
+def approve(request: int) -> None:
+    """As another privacy officer: approve a recovery. The approval holds for an hour."""
+    with _transaction() as cursor:
+        cursor.execute("select privacy.approve_recovery(%s)", (request,))
+    click.echo(f"Request {request} is approved for an hour.")
+
+
+@main.command()
+@click.option("--user-id", required=True)
+@click.option("--reason", required=True, help="Why, for the audit; without naming the person.")
+def forget(user_id: str, reason: str) -> None:
+    """As privacy officer: erase a person's messages. Run dbt afterwards: it removes them from analytics."""
+    with _transaction() as cursor:
+        cursor.execute("select removed_from, removed from privacy.forget_user(%s, %s)", (user_id, reason))
+        removed = cursor.fetchall()
+    if not any(count for _, count in removed):
+        click.echo("There is nothing of this user.")
+        return
+    for table, count in removed:
+        click.echo(f"{table}: {count:,} removed" + " by dbt's next run" * table.startswith("analytics"))
+
+
+@contextmanager
+def _transaction() -> Iterator[Cursor]:
+    """One transaction; what the database refuses becomes a sentence. Its details could show a value."""
+    try:
+        connection = psycopg2.connect(connect_timeout=10)
+    except psycopg2.OperationalError as error:
+        raise click.ClickException(f"No database: {str(error).strip()}") from None
+    try:
+        with closing(connection), connection, connection.cursor() as cursor:
+            yield cursor
+    except psycopg2.Error as error:
+        raise click.ClickException(f"Refused: {error.diag.message_primary}.") from None
+
+
+def _scalar(cursor: Cursor, query: str, *parameters: object) -> object:
+    cursor.execute(query, parameters)
+    return cursor.fetchone()[0]
+
+
+def _read_keys(source: TextIO) -> dict[str, str]:
+    """Keys by kind. Typed, they are not shown; and no error says what was read."""
+    if source.isatty():
+        lines = [f"{kind} {getpass(f'{kind}: ')}" for kind in KINDS]
+    else:
+        lines = source.read().split("\n")
+    words = [line.split() for line in lines if line.strip()]
+    if sorted(line[0] for line in words) != sorted(KINDS) or not all(
+        len(line) == 2 and KEY.fullmatch(line[1]) for line in words
+    ):
+        raise click.ClickException(
+            "Wanted are two lines, one beginning with ip and one with device_id, each with a blank and at least 64 "
+            "hexadecimal digits after that."
+        )
+    return dict(words)
+
+
+def _nothing_masked_yet(cursor: Cursor) -> bool:
+    """Whether the keys are those that the migration made, and have never masked anything."""
+    cursor.execute("set local role pipeline_owner")
+    cursor.execute("lock table raw.loads in share mode")
+    landed = _scalar(cursor, "select exists (select from raw.loads)")
+    cursor.execute("set local role masker")
+    return not landed and _scalar(cursor, "select bool_and(origin = 'generated') from masking.keys")
+
+
+def _import(cursor: Cursor, version: int, new_keys: dict[str, str]) -> None:
+    """By COPY, whose data PostgreSQL logs only when a line is bad; and none is, after _read_keys."""
+    lines = "".join(f"{kind}\t{version}\t\\\\x{key}\timported\n" for kind, key in new_keys.items())
+    cursor.copy_expert("copy masking.keys (kind, version, key, origin) from stdin", io.StringIO(lines))
+    if _scalar(cursor, "select count(*) <> count(distinct key) from masking.keys"):
+        raise click.ClickException("One of these keys has been here before: a key is accepted once.")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m deploy.privacy")
