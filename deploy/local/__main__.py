@@ -17,15 +17,16 @@ from deploy.local.stack import LOGINS, Stack
 
 QUEUE = "login-queue"
 
-stack = Stack(Path(__file__).parents[2] / ".local")
+stack = Stack(Path(os.environ.get("LOCAL_STATE") or Path(__file__).parents[2] / ".local"))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """A real PostgreSQL and an SQS emulator on this machine, without Docker or root. Their state is in .local/.
+    """A real PostgreSQL and an SQS emulator on this machine, without Docker or root.
 
-    LOCAL_POSTGRES chooses among several servers: a major version, or the folder of its programs. Without it, the newest
-    that is installed (15 or newer, with pgcrypto) is used, or else the one in .venv.
+    LOCAL_POSTGRES chooses the server: a major version, or the folder of its programs. Without it, the newest that is
+    installed (15 or newer, with pgcrypto) is used, or else the one in .venv. LOCAL_STATE is the folder of everything
+    that is kept; without it, .local/ in this project.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("botocore").setLevel(logging.WARNING)
@@ -40,20 +41,20 @@ def up() -> None:
 
 @main.command()
 def down() -> None:
-    """Stop both. The database is kept; queues are in memory, and gone."""
+    """Stop both. The database is kept; the queues are in memory, and go."""
     stack.down()
 
 
 @main.command()
 def remove() -> None:
-    """Stop both, and remove the database and everything else in .local/."""
+    """Stop both, and keep nothing."""
     stack.remove()
 
 
 @main.command()
 @click.option("--as", "login", type=click.Choice(LOGINS), default="analyst_user", show_default=True)
 def env(login: str) -> None:
-    """Print what a shell has to set in order to work as this login."""
+    """Print what a shell sets to work as a login."""
     _must_run()
     for name, value in stack.shell(login).items():
         click.echo(f"export {name}={shlex.quote(value)}")
@@ -63,7 +64,10 @@ def env(login: str) -> None:
 @click.option("--as", "login", type=click.Choice(LOGINS), required=True)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(login: str, command: tuple[str, ...]) -> None:
-    """Run a command as this login, unless PGHOST is set: then it runs as it is, on servers of yours."""
+    """Run a command as a login.
+
+    Where PGHOST names a server of yours, the command runs as it is, on that.
+    """
     environment = _environment(login)
     try:
         os.execvpe(command[0], command, environment)
@@ -77,13 +81,16 @@ def run(login: str, command: tuple[str, ...]) -> None:
 @click.option("--file", type=click.File("rb"), help="Send the lines of this file instead, each as it is.")
 @click.option("--queue-name", default=QUEUE, show_default=True)
 def send_messages(count: int, seed: int, file: BinaryIO | None, queue_name: str) -> None:
-    """Put messages on a queue; a missing one is made, with a dead-letter queue.
+    """Put messages on a queue.
 
-    The queue is the local stack's, or that of AWS_ENDPOINT_URL when it is set: made-up logins do not belong in AWS.
+    A missing queue is made, with a dead-letter queue. It is the local stack's SQS that gets them, or that of
+    AWS_ENDPOINT_URL where it is set: made-up logins do not belong in AWS.
     """
-    if "AWS_ENDPOINT_URL" not in os.environ:
+    if "AWS_ENDPOINT_URL" in os.environ:
+        sqs = client(os.environ)
+    else:
         _must_run()
-    sqs = client(os.environ if "AWS_ENDPOINT_URL" in os.environ else stack.environment("loader_user"))
+        sqs = client(stack.environment("loader_user"))
     bodies = _lines(file) if file else (event.body for event in generate(count, seed))
     sent = send(sqs, ensure_queue(sqs, queue_name), bodies)
     click.echo(f"Sent {sent:,} messages to {queue_name}.")
@@ -92,7 +99,7 @@ def send_messages(count: int, seed: int, file: BinaryIO | None, queue_name: str)
 @main.command("demo")
 @click.option("--count", type=click.IntRange(1), default=1000, show_default=True, help="How many messages to make.")
 def run_demo(count: int) -> None:
-    """Take made-up logins through the whole pipeline, and show what came of them."""
+    """Take made-up logins through the whole pipeline."""
     demo.run(stack, QUEUE, count)
 
 

@@ -46,7 +46,7 @@ def ensure_queue(sqs: Any, name: str) -> str:
 def send(sqs: Any, url: str, bodies: Iterable[str]) -> int:
     """Send each body as it is, in order, and count them."""
     sent = 0
-    for batch in _batches(bodies):
+    for batch in batches(bodies):
         entries = [{"Id": str(number), "MessageBody": body} for number, body in enumerate(batch)]
         try:
             failed = sqs.send_message_batch(QueueUrl=url, Entries=entries).get("Failed", [])
@@ -58,7 +58,7 @@ def send(sqs: Any, url: str, bodies: Iterable[str]) -> int:
     return sent
 
 
-def _batches(bodies: Iterable[str]) -> Iterator[list[str]]:
+def batches(bodies: Iterable[str]) -> Iterator[list[str]]:
     batch: list[str] = []
     size = 0
     for body in bodies:

@@ -145,8 +145,7 @@ class Stack:
     def stop_postgres(self, mode: str = "fast") -> None:
         """Stop the server: `smart` and `fast` with a checkpoint, `immediate` like a crash."""
         if pid := self._postgres_pid():
-            os.kill(pid, STOP_SIGNALS[mode])
-            _wait(lambda: not self._postgres_pid(), f"PostgreSQL (process {pid}) does not stop.")
+            _end(pid, STOP_SIGNALS[mode], f"PostgreSQL (process {pid}) does not stop.")
             log.info("PostgreSQL stopped.")
 
     def restart_postgres(self, mode: str = "fast") -> None:
@@ -177,8 +176,7 @@ class Stack:
 
     def stop_sqs(self) -> None:
         if pid := self._sqs_pid():
-            os.kill(pid, signal.SIGTERM)
-            _wait(lambda: not self._sqs_pid(), f"SQS (process {pid}) does not stop.")
+            _end(pid, signal.SIGTERM, f"SQS (process {pid}) does not stop.")
             log.info("SQS stopped; its queues were in memory and are gone.")
 
     # What the state folder holds: stack.json (ports, passwords), postgres/ (perhaps a link), logs, process ids.
@@ -329,6 +327,14 @@ def _proc(pid: int | None, name: str) -> list[bytes]:
         return Path(f"/proc/{pid}/{name}").read_bytes().split(b"\0")
     except OSError:
         return []
+
+
+def _end(pid: int, how: signal.Signals, otherwise: str) -> None:
+    """Signal a process and wait until it has gone, not only its file: that it removes first."""
+    command = _proc(pid, "cmdline")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, how)
+    _wait(lambda: _proc(pid, "cmdline") != command, otherwise)
 
 
 def _wait(done: Callable[[], object], otherwise: str, seconds: float = 60) -> None:

@@ -1,0 +1,285 @@
+"""The local stack starts anywhere, gives way to others, keeps what it promised to keep, and leaves no process."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from deploy.local.postgres import StackError, choose_postgres, find_postgres, major
+from deploy.local.stack import DATABASE, LOGINS, SUPERUSER, Stack
+
+ROOT = Path(__file__).parents[1]
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root has to act as another user")
+
+
+@pytest.fixture
+def folder():
+    """A folder that PostgreSQL's user can get to, whoever runs the tests."""
+    folder = Path(tempfile.mkdtemp(prefix="masked-logins-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def own(folder):
+    """A stack that this test may stop, break and remove."""
+    stack = Stack(folder / "state", pg_port=0, sqs_port=0)
+    yield stack
+    stack.remove()
+
+
+def query(stack, sql, login=SUPERUSER, database=DATABASE):
+    with contextlib.closing(stack.connect(login, database)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchall() if cursor.description else None
+
+
+def processes_of(folder):
+    """The command lines of all that runs with this folder in its arguments or environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command, environment = ((process / name).read_bytes() for name in ("cmdline", "environ"))
+            if os.fsencode(folder) in command + environment:
+                found.append(command.replace(b"\0", b" ").decode())
+    return found
+
+
+def test_up_twice_is_one_stack(own):
+    own.up()
+    first, running = own.environment("analyst_user"), processes_of(own.folder)
+    own.up()
+    assert own.environment("analyst_user") == first
+    assert processes_of(own.folder) == running
+
+
+def test_down_leaves_no_process_and_keeps_the_database(own):
+    own.up()
+    query(own, "create table kept (n int)")
+    own.down()
+    assert not own.running
+    assert processes_of(own.folder) == []
+
+    own.down()
+    own.up()
+    assert query(own, "select * from kept") == []
+
+
+def test_remove_leaves_nothing(own):
+    own.up()
+    own.remove()
+    assert processes_of(own.folder) == []
+    assert not own.folder.exists()
+
+
+def test_a_taken_port_gives_way_to_a_free_one_which_is_kept(folder, caplog):
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as other, caplog.at_level("WARNING"):
+        taken = other.getsockname()[1]
+        own = Stack(folder / "state", pg_port=taken, sqs_port=0)
+        own.up()
+    try:
+        used = own.environment("migrator")["PGPORT"]
+        assert caplog.messages == [f"Port {taken} is taken by another program: PostgreSQL uses {used}."]
+        own.restart_postgres()
+        assert own.environment("migrator")["PGPORT"] == used != str(taken)
+    finally:
+        own.remove()
+
+
+def test_a_stale_process_id_stops_nobody(own):
+    own.up()
+    own.down()
+    with subprocess.Popen(["sleep", "60"]) as innocent:
+        (own.folder / "postgres" / "data" / "postmaster.pid").write_text(f"{innocent.pid}\n")
+        port = own.environment("migrator")["AWS_ENDPOINT_URL"].rpartition(":")[2]
+        (own.folder / f"ministack-{port}.pid").write_text(str(innocent.pid))
+        own.down()
+        assert innocent.poll() is None
+        own.up()
+        assert own.running
+        innocent.kill()
+
+
+def test_a_crash_loses_nothing_that_was_committed(own):
+    own.up()
+    query(own, "create table committed as select 1 as n")
+    own.restart_postgres("immediate")
+    assert query(own, "select n from committed") == [(1,)]
+
+
+def test_settings_of_a_tests_own_reach_the_server(own):
+    own.settings["log_statement"] = "all"
+    own.up()
+    assert query(own, "show log_statement", database="postgres") == [("all",)]
+
+
+def test_only_this_machine_gets_in_and_only_by_password(stack):
+    assert query(stack, "show listen_addresses") == [("127.0.0.1",)]
+    assert query(stack, "select distinct auth_method from pg_hba_file_rules") == [("scram-sha-256",)]
+    env = stack.environment("analyst_user")
+    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+        psycopg2.connect(host=env["PGHOST"], port=env["PGPORT"], dbname="logins", user="analyst_user", password="guess")
+
+
+def test_secrets_are_for_their_owner_alone(stack):
+    assert (stack.folder / "stack.json").stat().st_mode & 0o777 == 0o600
+    assert (stack.folder / "postgres").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_each_login_has_the_rights_of_its_group_alone(stack, login):
+    groups = "'{loader, transformer, analyst, privacy_officer}'::text[]"
+    held = query(stack, f"select g from unnest({groups}) as g where pg_has_role('{login}', g, 'usage')")
+    assert held == ([] if login == "migrator" else [(login.removesuffix("_user"),)])
+    assert query(stack, f"select rolsuper from pg_roles where rolname = '{login}'") == [(False,)]
+
+
+# Root, whom PostgreSQL refuses.
+
+
+@pytest.fixture
+def hidden(folder):
+    """A folder like /root: nobody else gets into it."""
+    hidden = folder / "hidden"
+    hidden.mkdir(mode=0o700)
+    return hidden
+
+
+@as_root
+def test_a_folder_that_postgres_cannot_reach_gets_a_link_to_one_that_it_can(hidden):
+    own = Stack(hidden / "state", pg_port=0, sqs_port=0)
+    own.up()
+    target = (own.folder / "postgres").readlink()
+    assert target.stat().st_mode & 0o777 == 0o700
+    assert target.stat().st_uid != 0
+
+    own.remove()
+    assert not target.exists()
+
+
+@as_root
+def test_programs_that_postgres_cannot_reach_are_copied(hidden):
+    shutil.copytree(find_postgres()[-1].parent, hidden / "pg")
+    own = Stack(hidden / "state", postgres_bin=hidden / "pg" / "bin", pg_port=0, sqs_port=0)
+    own.up()
+    assert query(own, "select 1") == [(1,)]
+    own.remove()
+
+
+@as_root
+def test_a_reboot_that_cleared_tmp_costs_the_database_and_nothing_else(hidden):
+    own = Stack(hidden / "state", pg_port=0, sqs_port=0)
+    own.up()
+    own.down()
+    shutil.rmtree((own.folder / "postgres").readlink())
+    own.up()
+    assert query(own, "select 1", login="migrator") == [(1,)]
+    own.remove()
+
+
+@as_root
+def test_a_folder_in_tmp_that_somebody_else_made_is_not_used(hidden):
+    own = Stack(hidden / "state", pg_port=0, sqs_port=0)
+    own.up()
+    target = (own.folder / "postgres").readlink()
+    own.stop_postgres()
+    os.chown(target, 12345, 12345)
+    with pytest.raises(StackError, match=f"{target} belongs to another user"):
+        own.up()
+    own.remove()
+
+
+# Which PostgreSQL.
+
+
+def test_every_server_found_is_new_enough_newest_first_and_the_wheels_last():
+    *installed, wheel = [major(place) for place in find_postgres()]
+    assert installed == sorted(installed, reverse=True)
+    assert min([*installed, wheel]) >= 15
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cluster", "sentence"),
+    [
+        pytest.param("9", None, "There is no PostgreSQL 9 with pgcrypto here", id="version-not-here"),
+        pytest.param("/nowhere", None, "There is no PostgreSQL /nowhere with pgcrypto here", id="folder-not-there"),
+        pytest.param(None, 12, "was made by PostgreSQL 12, and this is", id="cluster-of-another-version"),
+    ],
+)
+def test_a_server_that_cannot_be_had_is_a_sentence(wanted, cluster, sentence):
+    with pytest.raises(StackError, match=sentence):
+        choose_postgres(wanted, cluster)
+
+
+# The commands.
+
+
+@pytest.fixture(scope="module")
+def local(stack):
+    """Runs `python -m deploy.local` on the stack of this worker."""
+
+    def run(*arguments, state=stack.folder, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", "deploy.local", *arguments],
+            cwd=ROOT,
+            env=os.environ | {"LOCAL_STATE": str(state)} | environment,
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def test_env_is_all_that_a_shell_needs(local, stack, tmp_path):
+    (tmp_path / "env").write_text(local("env", "--as", "analyst_user").stdout)
+    shell = subprocess.run(
+        ["bash", "-c", '. ./env && psql -XAtc "select current_user, current_database()" && command -v dbt'],
+        cwd=tmp_path,
+        env={"PATH": os.defpath, "HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+    )
+    assert shell.stdout.split() == ["analyst_user|logins", str(Path(sys.executable).with_name("dbt"))], shell.stderr
+
+
+def test_a_command_runs_as_the_login_that_it_needs_whoever_the_shell_is(local, stack):
+    asked = ["run", "--as", "loader_user", "--", "sh", "-c", "echo $PGUSER $PGHOST $PGOPTIONS"]
+    assert local(*asked, PGOPTIONS="-c role=x").stdout == "loader_user 127.0.0.1\n"
+    assert local(*asked, **stack.environment("analyst_user")).stdout == "loader_user 127.0.0.1\n"
+
+
+def test_a_command_runs_on_the_callers_own_server_when_one_is_named(local):
+    asked = ["run", "--as", "loader_user", "--", "sh", "-c", "echo $PGUSER $PGHOST"]
+    assert local(*asked, PGHOST="db.example.com", PGUSER="me").stdout == "me db.example.com\n"
+
+
+@pytest.mark.parametrize("command", [["env"], ["send"], ["run", "--as", "migrator", "--", "true"]])
+def test_without_a_stack_a_command_says_how_to_start_one(local, tmp_path, command):
+    result = local(*command, state=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "Error: The local stack is not running: `make up` starts it.\n"
+
+
+def test_a_file_is_sent_line_by_line_unchanged(local, queue, tmp_path):
+    lines = ['{"a":1, "a": 2}\r', "é 🦊", "  "]
+    (tmp_path / "messages.jsonl").write_text("\n".join([*lines, ""]), newline="")
+    result = local("send", "--queue-name", queue.name, "--file", str(tmp_path / "messages.jsonl"))
+    assert result.stdout == f"Sent 3 messages to {queue.name}.\n"
+
+    received = queue.client.receive_message(QueueUrl=queue.url, MaxNumberOfMessages=10)["Messages"]
+    assert sorted(message["Body"] for message in received) == sorted(lines)
+
+
+def test_a_line_that_is_not_text_is_named(local, queue, tmp_path):
+    (tmp_path / "messages").write_bytes(b"good\n\xff\n")
+    result = local("send", "--queue-name", queue.name, "--file", str(tmp_path / "messages"))
+    assert result.returncode == 1
+    assert result.stderr.endswith("messages, line 2: not UTF-8, which SQS wants.\n")

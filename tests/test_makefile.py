@@ -1,0 +1,60 @@
+"""The one door: every target is in the help, and what a fresh machine may lack is a sentence."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def make(*arguments, folder=ROOT):
+    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A clone in which nothing is installed."""
+    for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def test_help_is_the_default_and_lists_every_target():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert [line.split()[0] for line in make().stdout.splitlines()] == targets
+    assert targets
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        pytest.param('case "$2" in *version*) exit 1; esac', "Python 3.10 or newer is needed", id="old-python"),
+        pytest.param('case "$2" in *ensurepip*) exit 1; esac', "apt install python3-venv", id="no-venv"),
+    ],
+)
+def test_what_is_missing_is_said_with_its_remedy(fresh, script, sentence):
+    python = fresh / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    result = make("install", f"PYTHON={python}", folder=fresh)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("target", ["down", "clean"])
+def test_stopping_what_never_ran_installs_nothing(fresh, target):
+    assert make(target, folder=fresh).returncode == 0
+    assert not (fresh / ".venv").exists()
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_every_requirement_is_pinned(name):
+    lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    loose = [
+        line for line in lines if line and not line.startswith("-r ") and not re.match(r"[a-z0-9-]+==[\w.]+", line)
+    ]
+    assert loose == []
