@@ -1,0 +1,99 @@
+"""analytics.pipeline_health: counts that add up, ages that grow, for a login that sees nothing else."""
+
+import contextlib
+
+import psycopg2.errors
+import pytest
+
+from tests.conftest import administration
+from tests.pipeline import dbt, land
+
+LOGIN = '{{"user_id":"u{}","app_version":"1.0","device_type":"ios","ip":"192.0.2.1","locale":null,"device_id":"d"}}'
+
+
+@pytest.fixture(scope="module")
+def built(module_database):
+    land(module_database, [LOGIN.format(1), LOGIN.format(2), "not json", "[]"])
+    dbt(module_database, "run", "--select", "+pipeline_health")
+    return module_database
+
+
+@pytest.fixture
+def cursor(built):
+    """The superuser, whose changes are undone."""
+    with contextlib.closing(built.connect("postgres")) as connection, connection.cursor() as cursor:
+        yield cursor
+
+
+def health(cursor, columns: str) -> tuple:
+    cursor.execute(f"select {columns} from analytics.pipeline_health")
+    return cursor.fetchone()
+
+
+def test_landed_is_accepted_or_rejected(cursor):
+    assert health(cursor, "received, landed, duplicates, untransformed") == (4, 4, 0, 0)
+    assert health(cursor, "accepted, rejected, erased, unaccounted") == (2, 2, 0, 0)
+    assert health(cursor, "rejected_by_reason") == ({"not_json": 1, "not_an_object": 1},)
+    assert health(cursor, "landed_to_analytics = interval '0', newest_load_at <= measured_at") == (True, True)
+
+
+def test_what_dbt_has_not_taken_waits(cursor):
+    cursor.execute(
+        "insert into raw.loads (loaded_at, received, landed, duplicates) values (now() - interval '1 hour', 9, 7, 2)"
+    )
+
+    assert health(cursor, "received, landed, duplicates, untransformed, unaccounted") == (13, 11, 2, 7, 0)
+    assert health(cursor, "landed_to_analytics = interval '1 hour'") == (True,)
+
+
+def test_redeliveries_alone_do_not_wait(cursor):
+    cursor.execute("insert into raw.loads (received, landed, duplicates) values (2, 0, 2)")
+    assert health(cursor, "duplicates, untransformed, landed_to_analytics = interval '0'") == (2, 0, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "unaccounted"),
+    [
+        pytest.param("delete from analytics.user_logins where message_id = 'm1'", 1, id="a-login-is-lost"),
+        pytest.param("delete from analytics.rejected_messages where message_id = 'm3'", 1, id="a-rejection-is-lost"),
+        pytest.param("update raw.loads set landed = 3, duplicates = 1", -1, id="a-row-too-many"),
+    ],
+)
+def test_what_does_not_add_up_is_unaccounted_for(cursor, change, unaccounted):
+    cursor.execute(change)
+    assert health(cursor, "unaccounted") == (unaccounted,)
+
+
+def test_counts_are_of_one_day_and_ages_of_any(cursor):
+    cursor.execute("update raw.loads set loaded_at = loaded_at - interval '2 days'")
+    assert health(cursor, "landed, accepted, rejected, rejected_by_reason, unaccounted") == (0, 0, 0, {}, 0)
+
+    cursor.execute("delete from staging.int_messages__masked")
+    assert health(cursor, "untransformed, landed_to_analytics > interval '1 day'") == (4, True)
+
+
+def test_before_the_first_load(cursor):
+    cursor.execute("truncate raw.loads, raw.sqs_messages, staging.int_messages__masked")
+    cursor.execute("truncate analytics.user_logins, analytics.rejected_messages")
+
+    assert health(cursor, "newest_load_at, sent_to_landed") == (None, None)
+    assert health(cursor, "landed, untransformed, accepted, unaccounted") == (0, 0, 0, 0)
+
+
+def test_the_monitor_sees_this_and_nothing_else(built, cursor):
+    with administration(built.stack) as administrator:
+        administrator.execute("set role migrator; create role watcher login in role monitor; reset role")
+        administrator.execute("alter role watcher password 'watcher'")
+    try:
+        target = built.stack.environment("analyst_user", built.name)
+        login = {"host": target["PGHOST"], "port": target["PGPORT"], "user": "watcher", "password": "watcher"}
+        with contextlib.closing(psycopg2.connect(dbname=built.name, **login)) as connection:
+            connection.autocommit = True
+            watcher = connection.cursor()
+            assert health(watcher, "unaccounted") == (0,)
+            for table in ("analytics.user_logins", "analytics.rejected_messages", "raw.loads", "masking.keys"):
+                with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                    watcher.execute(f"select from {table}")
+    finally:
+        with administration(built.stack) as administrator:
+            administrator.execute("drop role watcher")
