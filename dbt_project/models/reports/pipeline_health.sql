@@ -8,8 +8,11 @@ window_of_loads as (
 
     select
         (
-            select min(load_id) from {{ source('raw', 'loads') }}
+            -- not min(load_id), for which the planner walks the ledger from its beginning
+            select load_id from {{ source('raw', 'loads') }}
             where loaded_at > now() - interval '24 hours'
+            order by loaded_at
+            limit 1
         ) as first_load_id,
         (select coalesce(max(load_id), 0) from {{ ref('int_messages__masked') }}) as last_taken_load_id
 
