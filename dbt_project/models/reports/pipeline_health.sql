@@ -66,6 +66,15 @@ accepted as (
 
 ),
 
+newest_login as (
+
+    select mask_key_version
+    from {{ ref('user_logins') }}
+    order by load_id desc
+    limit 1
+
+),
+
 rejected as (
 
     select
@@ -107,7 +116,10 @@ select
     rejected.rejected::bigint as rejected,
     erased.erased,
     (loads.taken - accepted.accepted - rejected.rejected - erased.erased)::bigint as unaccounted,
-    rejected.rejected_by_reason
+    rejected.rejected_by_reason,
+
+    -- the key
+    newest_login.mask_key_version
 from loads
 cross join not_taken
 cross join accepted
@@ -115,3 +127,4 @@ cross join rejected
 cross join erased
 cross join queue_lag
 left join newest_load on true
+left join newest_login on true
