@@ -135,6 +135,8 @@ class Stack:
         bin_dir = self._programs()
         if not self._data.exists():
             self._create_cluster(bin_dir)
+        if Path(f"/proc/{_first_number(self._data / 'postmaster.pid')}").exists():
+            (self._data / "postmaster.pid").unlink()  # another program has that id by now; PostgreSQL would wait for it
         port = self._take_port("PostgreSQL")
         settings = SETTINGS | {"port": str(port)} | self.settings
         options = shlex.join(part for name, value in settings.items() for part in ("-c", f"{name}={value}"))
