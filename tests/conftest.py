@@ -16,6 +16,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 from deploy.local import queues
+from deploy.local.postgres import StackError, choose_postgres
 from deploy.local.stack import DATABASE, SUPERUSER, Stack
 
 ROOT = Path(__file__).parents[1]
@@ -81,9 +82,12 @@ def stack() -> Iterator[Stack]:
 @pytest.fixture(scope="session")
 def migrated(stack: Stack) -> Database:
     """The database that each test gets a copy of: migrations applied, boundary deployed. Nobody connects to it."""
-    database = Database(stack, DATABASE)
-    migrate = [sys.executable, "-m", "migrations"]
-    result = subprocess.run(migrate, cwd=ROOT, env=database.env("migrator"), capture_output=True, text=True)
+    return migrate(Database(stack, DATABASE))
+
+
+def migrate(database: Database) -> Database:
+    command = [sys.executable, "-m", "migrations"]
+    result = subprocess.run(command, cwd=ROOT, env=database.env("migrator"), capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return database
 
@@ -112,8 +116,8 @@ def administration(stack: Stack) -> Iterator[Cursor]:
 
 
 @contextlib.contextmanager
-def copy(migrated: Database) -> Iterator[Database]:
-    database = Database(migrated.stack, f"test_{next(NUMBERS)}")
+def copy(migrated: Database, name: str | None = None) -> Iterator[Database]:
+    database = Database(migrated.stack, name or f"test_{next(NUMBERS)}")
     with administration(migrated.stack) as cursor:
         cursor.execute(f"create database {database.name} template {migrated.name} owner migrator")
         cursor.execute(f"revoke all on database {database.name} from public")
@@ -123,6 +127,33 @@ def copy(migrated: Database) -> Iterator[Database]:
     yield database
     with administration(migrated.stack) as cursor:
         cursor.execute(f"drop database {database.name} with (force)")
+
+
+@pytest.fixture(scope="session", params=[15, 17], ids=lambda major: f"postgresql{major}")
+def migrated_either(request: pytest.FixtureRequest, stack: Stack, migrated: Database) -> Iterator[Database]:
+    """`migrated` on the oldest PostgreSQL that is supported, and on one that parses in parallel."""
+    with administration(stack) as cursor:
+        is_usual = cursor.connection.server_version // 10000 == request.param
+    if is_usual:
+        yield migrated
+        return
+    try:
+        programs = choose_postgres(str(request.param), None)
+    except StackError:
+        pytest.skip(f"there is no PostgreSQL {request.param} here")
+    folder = Path(tempfile.mkdtemp(prefix="masked-logins-test-"))
+    other = Stack(folder, postgres_bin=programs, pg_port=0, sqs_port=0)
+    try:
+        other.up()
+        yield migrate(Database(other, DATABASE))
+    finally:
+        other.remove()
+
+
+@pytest.fixture(scope="module")
+def either_postgres(migrated_either: Database) -> Iterator[Database]:
+    with copy(migrated_either) as database:
+        yield database
 
 
 @pytest.fixture
