@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.local.events import generate
-from deploy.local.postgres import StackError
+from deploy.local.processes import StackError
 from deploy.local.queues import BATCH, BATCH_BYTES, batches, ensure_queue, send
 
 REASONS = """

@@ -12,7 +12,8 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from deploy.local.postgres import StackError, choose_postgres, find_postgres, major
+from deploy.local.postgres import choose_postgres, find_postgres, major
+from deploy.local.processes import StackError
 from deploy.local.stack import DATABASE, LOGINS, SUPERUSER, Stack
 
 ROOT = Path(__file__).parents[1]

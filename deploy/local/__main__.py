@@ -11,7 +11,7 @@ import click
 
 from deploy.local import demo
 from deploy.local.events import generate
-from deploy.local.postgres import StackError
+from deploy.local.processes import StackError
 from deploy.local.queues import client, ensure_queue, send
 from deploy.local.stack import LOGINS, Stack
 
@@ -37,6 +37,7 @@ def up() -> None:
     """Start both, and make what is missing."""
     stack.up()
     ensure_queue(client(stack.environment("loader_user")), QUEUE)
+    click.echo("`make migrate` prepares the database; `make -s env AS=analyst_user` prints how to connect.", err=True)
 
 
 @main.command()

@@ -12,7 +12,7 @@ import click
 import psycopg2
 
 from deploy.local.events import generate
-from deploy.local.postgres import StackError
+from deploy.local.processes import StackError
 from deploy.local.queues import client, ensure_queue, send
 from deploy.local.stack import Stack
 

@@ -1,5 +1,6 @@
 """Finds PostgreSQL's programs, and runs them as a user whom they accept."""
 
+import functools
 import hashlib
 import os
 import pwd
@@ -9,13 +10,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import click
+from deploy.local.processes import StackError
 
 OLDEST = 15
-
-
-class StackError(click.ClickException):
-    """The local stack cannot do what was asked; the message says why, and what to do."""
 
 
 def major(bin_dir: Path) -> int:
@@ -98,6 +95,7 @@ class Account:
         return next(place for place in map(Path, (tempfile.gettempdir(), "/tmp", "/var/tmp")) if self.reaches(place))
 
 
+@functools.cache
 def _output(*command: str | Path) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()

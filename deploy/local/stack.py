@@ -10,18 +10,17 @@ import secrets
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
-from deploy.local.postgres import Account, StackError, choose_postgres, major
+from deploy.local.postgres import Account, choose_postgres, major
+from deploy.local.processes import StackError, command_of, end, environment_of, free_port, number_in, wait
 
 HOST = "127.0.0.1"
 PORTS = {"PostgreSQL": 54320, "SQS": 4566}
@@ -33,7 +32,7 @@ BOOTSTRAP = Path(__file__).parents[1] / "bootstrap.sql"
 SETTINGS = {
     "listen_addresses": HOST,
     "unix_socket_directories": "",  # a socket's path may have 107 bytes, a clone's is as long as it is
-    # fsync is against power cuts, and the remedy for one here is `make clean`. A killed server loses nothing without.
+    # fsync is for power cuts, after which `make clean` will do here. A killed server loses nothing without it.
     "fsync": "off",
     "full_page_writes": "off",
 }
@@ -135,8 +134,8 @@ class Stack:
         bin_dir = self._programs()
         if not self._data.exists():
             self._create_cluster(bin_dir)
-        if Path(f"/proc/{_first_number(self._data / 'postmaster.pid')}").exists():
-            (self._data / "postmaster.pid").unlink()  # another program has that id by now; PostgreSQL would wait for it
+        if command_of(number_in(self._data / "postmaster.pid")):
+            (self._data / "postmaster.pid").unlink()  # another program has that id by now; PostgreSQL would not start
         port = self._take_port("PostgreSQL")
         settings = SETTINGS | {"port": str(port)} | self.settings
         options = shlex.join(part for name, value in settings.items() for part in ("-c", f"{name}={value}"))
@@ -147,7 +146,7 @@ class Stack:
     def stop_postgres(self, mode: str = "fast") -> None:
         """Stop the server: `smart` and `fast` with a checkpoint, `immediate` like a crash."""
         if pid := self._postgres_pid():
-            _end(pid, STOP_SIGNALS[mode], f"PostgreSQL (process {pid}) does not stop.")
+            end(pid, STOP_SIGNALS[mode], f"PostgreSQL (process {pid}) does not stop.")
             log.info("PostgreSQL stopped.")
 
     def restart_postgres(self, mode: str = "fast") -> None:
@@ -161,7 +160,7 @@ class Stack:
         if self._sqs_pid():
             return log.info("SQS runs already.")
         port = self._take_port("SQS")
-        environment = {
+        settings = {
             "PATH": os.defpath,
             "GATEWAY_PORT": str(port),
             "BIND_HOST": HOST,
@@ -172,13 +171,13 @@ class Stack:
         }
         # Through a shell that ends at once: the server outlives us, and no test is left with a zombie.
         command = ["sh", "-c", '"$@" </dev/null >sqs.log 2>&1 &', "sh", sys.executable, "-m", "ministack"]
-        subprocess.run(command, cwd=self.folder, env=environment, start_new_session=True, check=True)
-        _wait(lambda: self._sqs_pid() and _answers(port), f"SQS does not start: {self.folder / 'sqs.log'} says why.")
+        subprocess.run(command, cwd=self.folder, env=settings, start_new_session=True, check=True)
+        wait(lambda: self._sqs_pid() and _answers(port), f"SQS does not start: {self.folder / 'sqs.log'} says why.")
         log.info("SQS started on %s:%s.", HOST, port)
 
     def stop_sqs(self) -> None:
         if pid := self._sqs_pid():
-            _end(pid, signal.SIGTERM, f"SQS (process {pid}) does not stop.")
+            end(pid, signal.SIGTERM, f"SQS (process {pid}) does not stop.")
             log.info("SQS stopped; its queues were in memory and are gone.")
 
     # What the state folder holds: stack.json (ports, passwords), postgres/ (perhaps a link), logs, process ids.
@@ -197,10 +196,13 @@ class Stack:
             yield
 
     def _state(self) -> dict:
+        file = self.folder / "stack.json"
         try:
-            return json.loads((self.folder / "stack.json").read_text())
+            return json.loads(file.read_text())
         except FileNotFoundError:
             return {"ports": PORTS | self._ports, "passwords": {name: _password() for name in (SUPERUSER, *LOGINS)}}
+        except PermissionError:
+            raise StackError(f"{file} is for its owner alone: act as that user.") from None
 
     def _save(self, state: dict) -> None:
         new = self.folder / "stack.json.new"
@@ -212,7 +214,7 @@ class Stack:
         """The port of last time, or a free one when it is taken; kept, so that the next `up` finds the same."""
         state = self._state()
         wanted = state["ports"][name]
-        port = state["ports"][name] = _free_port(wanted)
+        port = state["ports"][name] = free_port(HOST, wanted)
         self._save(state)
         if wanted not in (0, port):
             log.warning("Port %s is taken by another program: %s uses %s.", wanted, name, port)
@@ -229,18 +231,18 @@ class Stack:
     # A process is ours when it says so itself: an id on file may be another program's by now.
 
     def _postgres_pid(self) -> int | None:
-        pid = _first_number(self._data / "postmaster.pid")
-        return pid if os.fsencode(self._data) in _proc(pid, "cmdline") else None
+        pid = number_in(self._data / "postmaster.pid")
+        return pid if os.fsencode(self._data) in command_of(pid) else None
 
     def _sqs_pid(self) -> int | None:
-        pid = _first_number(self.folder / f"ministack-{self._state()['ports']['SQS']}.pid")
-        return pid if os.fsencode(f"TMPDIR={self.folder}") in _proc(pid, "environ") else None
+        pid = number_in(self.folder / f"ministack-{self._state()['ports']['SQS']}.pid")
+        return pid if os.fsencode(f"TMPDIR={self.folder}") in environment_of(pid) else None
 
     # Making the cluster and what is in it.
 
     def _programs(self) -> Path:
         """The folder with PostgreSQL's programs, copied if the account that runs them cannot reach it."""
-        version = _first_number(self._data / "PG_VERSION")
+        version = number_in(self._data / "PG_VERSION")
         bin_dir = choose_postgres(self._wanted, version)
         if self._account.reaches(bin_dir / "postgres"):
             return bin_dir
@@ -278,7 +280,7 @@ class Stack:
             env={"PATH": os.defpath} | self.environment(SUPERUSER, "postgres") | passwords,
         )
         if result.returncode:
-            raise StackError(f"{BOOTSTRAP.name} failed: {result.stderr.strip()}")
+            raise StackError(f"{BOOTSTRAP.name} failed: {result.stderr.strip()} (`make clean` starts afresh.)")
 
     def _run(self, program: Path, *arguments: str | Path) -> None:
         try:
@@ -294,17 +296,6 @@ def _password() -> str:
     return secrets.token_urlsafe(24)
 
 
-def _free_port(wanted: int) -> int:
-    """The one wanted, or the next one that is free."""
-    for port in range(wanted, wanted + 100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections just closed do not count
-            with contextlib.suppress(OSError):
-                probe.bind((HOST, port))
-                return probe.getsockname()[1]
-    raise StackError(f"There is no free port on {HOST}.")
-
-
 def _answers(port: int) -> bool:
     # Not urllib, which would ask the caller's HTTP_PROXY.
     with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=1)) as connection:
@@ -313,35 +304,3 @@ def _answers(port: int) -> bool:
             return connection.getresponse().status == 200
         except (OSError, http.client.HTTPException):
             return False
-
-
-def _first_number(path: Path) -> int | None:
-    """What a file of PostgreSQL's or the emulator's begins with: a process id, a version."""
-    try:
-        return int(path.read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _proc(pid: int | None, name: str) -> list[bytes]:
-    """The command line or environment of a process; of one that has ended, nothing."""
-    try:
-        return Path(f"/proc/{pid}/{name}").read_bytes().split(b"\0")
-    except OSError:
-        return []
-
-
-def _end(pid: int, how: signal.Signals, otherwise: str) -> None:
-    """Signal a process and wait until it has gone, not only its file: that it removes first."""
-    command = _proc(pid, "cmdline")
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, how)
-    _wait(lambda: _proc(pid, "cmdline") != command, otherwise)
-
-
-def _wait(done: Callable[[], object], otherwise: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > deadline:
-            raise StackError(otherwise)
-        time.sleep(0.02)
