@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from datetime import timedelta
 
 import click
 
@@ -11,6 +12,7 @@ from loader.land import Database
 from loader.load import Run
 from loader.report import Report
 from loader.sqs import Queue, connect
+from loader.status import Status, screen, to_json
 
 # A fixed width, because the README shows this text.
 SETTINGS = {
@@ -39,12 +41,15 @@ def setting(*names: str, **kwargs):
 
 
 @click.group(cls=Commands, context_settings=SETTINGS, epilog=errors.exit_statuses())
-def main():
+@click.pass_context
+def main(ctx):
     """Moves messages from an SQS queue into PostgreSQL: nothing lost, nothing doubled.
 
     The database is the one of PG* (PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD, PGSSLMODE, ...), AWS that of AWS_*
     and ~/.aws (AWS_ENDPOINT_URL for an emulator), as their own libraries read them.
     """
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
 
 
 @main.command(context_settings=SETTINGS, epilog=errors.exit_statuses())
@@ -83,6 +88,24 @@ def load(queue_name, queue_url, follow, max_messages, max_seconds, workers, flus
         click.echo(report.result())
     if report.counts["refused"]:
         raise errors.MessagesRefused(refused=report.counts["refused"])
+
+
+@main.command(context_settings=SETTINGS, epilog=errors.exit_statuses())
+@setting("--queue-name", default="login-queue", help="The queue, by name.")
+@setting("--queue-url", help="The queue, by URL, where its name does not say enough.")
+@setting("--max-lag", default=3600.0, type=click.FloatRange(0), help="Seconds that a message may wait, for each step.")
+@setting("--json", is_flag=True, help="For a machine: ages in seconds, null for what could not be seen.")
+@click.pass_context
+def status(ctx, queue_name, queue_url, max_lag, json):
+    """Shows how the whole pipeline does: what waits, what became of the last day's messages, what needs a person.
+
+    Sees what the role monitor does, so that whoever is on call needs no more: counts and ages, from the database by a
+    login in that role (or analyst), from AWS by sqs:GetQueueUrl, sqs:GetQueueAttributes and, for the age of the oldest
+    message, cloudwatch:GetMetricStatistics. Says so where it may not look, and shows the rest.
+    """
+    seen = Status(queue_name, queue_url, timedelta(seconds=max_lag))
+    click.echo(to_json(seen) if json else screen(seen))
+    ctx.exit(seen.exit_status)
 
 
 def stop_on_signals(run: Run) -> None:

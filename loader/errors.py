@@ -68,6 +68,16 @@ class MessagesRefused(LoaderError):
     exit_status, meaning = 10, "done, but PostgreSQL refused some messages: they stay on the queue"
 
 
+class NotWell(LoaderError):
+    """Something needs a person."""
+
+    exit_status, meaning = 11, "status: something needs a person"
+
+
+class NotBuilt(NotMigrated):
+    """dbt has not built analytics: {reason}. Run `make migrate` as migrator, then `make build` as transformer_user."""
+
+
 def exit_statuses() -> str:
     """The table of exit statuses, for --help."""
     lines = ["  0   done: the queue is drained, a bound is reached, or it was told to stop"]

@@ -1,0 +1,227 @@
+"""How the pipeline does, on one screen: what waits, what became of the last day's messages, what needs a person.
+
+It asks for no more than a login in the role `monitor` may see: the queues' counters, and analytics.pipeline_health.
+"""
+
+import json
+import os
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import boto3
+import click
+import psycopg2
+from botocore.config import Config
+from psycopg2.extras import RealDictCursor
+
+from loader import errors
+from loader.land import first_line
+from loader.sqs import AWS_ERRORS, Queue, connect
+
+COUNTERS = {
+    "waiting": "ApproximateNumberOfMessages",
+    "in_flight": "ApproximateNumberOfMessagesNotVisible",
+    "delayed": "ApproximateNumberOfMessagesDelayed",
+}
+
+
+PIPELINE = """
+    select
+        measured_at, newest_load_at, sent_to_landed, landed_to_analytics, untransformed, received, landed, duplicates,
+        accepted, rejected, erased, unaccounted, rejected_by_reason, mask_key_version
+    from analytics.pipeline_health
+"""
+
+
+class Status:
+    """What was seen. A part that could not be is None, and why is in `unseen`."""
+
+    def __init__(self, queue_name: str, queue_url: str | None, max_lag: timedelta):
+        self.unseen: list[errors.LoaderError] = []
+        queue = self.see(lambda: Queue(*connect(1, lean=False), queue_name, queue_url))
+        self.queue = queue and self.see(lambda: backlog(queue))
+        self.dead_letters = queue and self.see(lambda: dead_letters(queue))
+        self.pipeline = self.see(pipeline_health)
+        self.attention = [" ".join(str(error).split()) for error in self.unseen] + list(troubles(self, max_lag))
+
+    def see(self, part: Callable[[], dict]) -> Any:
+        try:
+            return part()
+        except errors.LoaderError as error:
+            self.unseen.append(error)
+
+    @property
+    def exit_status(self) -> int:
+        """That of the first part that could not be seen: of what that hides, nobody knows."""
+        return next((error.exit_status for error in self.unseen), errors.NotWell.exit_status if self.attention else 0)
+
+
+# What is looked at.
+
+
+def backlog(queue: Queue) -> dict:
+    attributes = queue.attributes()
+    counted = {name: int(attributes.get(counter, 0)) for name, counter in COUNTERS.items()}
+    return {"name": queue.name, **counted, "oldest": age_of_oldest(queue.name) if counted["waiting"] else timedelta(0)}
+
+
+def age_of_oldest(queue_name: str) -> timedelta | None:
+    """SQS tells it to CloudWatch alone. None where that does not answer, or this login may not ask."""
+    now = datetime.now(timezone.utc)
+    config = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
+    try:
+        points = boto3.client("cloudwatch", config=config).get_metric_statistics(
+            Namespace="AWS/SQS",
+            MetricName="ApproximateAgeOfOldestMessage",
+            Dimensions=[{"Name": "QueueName", "Value": queue_name}],
+            StartTime=now - timedelta(minutes=15),
+            EndTime=now,
+            Period=60,
+            Statistics=["Maximum"],
+        )["Datapoints"]
+    except AWS_ERRORS:
+        return None
+    return timedelta(seconds=max(points, key=lambda each: each["Timestamp"])["Maximum"]) if points else None
+
+
+def dead_letters(queue: Queue) -> dict:
+    """The queue of what was received too often. No name where the queue has no redrive policy."""
+    if not (policy := queue.attributes().get("RedrivePolicy")):
+        return {"name": None, "waiting": 0}
+    name = json.loads(policy)["deadLetterTargetArn"].rpartition(":")[2]
+    attributes = Queue(queue.client, None, name).attributes()
+    return {"name": name, "waiting": int(attributes[COUNTERS["waiting"]])}
+
+
+def pipeline_health() -> dict:
+    settings = {"fallback_application_name": "loader status"}
+    if "PGCONNECT_TIMEOUT" not in os.environ:
+        settings["connect_timeout"] = 10
+    try:
+        with (
+            closing(psycopg2.connect("", **settings)) as connection,
+            connection.cursor(cursor_factory=RealDictCursor) as cursor,
+        ):
+            cursor.execute(PIPELINE)
+            return dict(cursor.fetchone())
+    except psycopg2.errors.InsufficientPrivilege as error:
+        remedy = "Grant the role monitor to this login"
+        raise errors.NotPermitted(reason=error.diag.message_primary, remedy=remedy) from None
+    except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:
+        raise errors.NotBuilt(reason=error.diag.message_primary) from None
+    except psycopg2.Error as error:
+        raise errors.NoDatabase(reason=first_line(error)) from None
+
+
+def troubles(status: Status, max_lag: timedelta) -> Iterator[str]:
+    """What needs a person, each with what to do about it."""
+    queue, dead, seen = status.queue, status.dead_letters, status.pipeline
+    if dead and dead["waiting"]:
+        yield f"{dead['waiting']:,} on {dead['name']}: mend what stopped them, then run `python -m loader redrive`."
+    if queue and queue["waiting"]:
+        is_it_running = "Is `python -m loader load` running?"
+        if queue["oldest"] is not None:
+            if queue["oldest"] > max_lag:
+                yield f"The oldest message has been on the queue for {span(queue['oldest'])}. {is_it_running}"
+        elif seen and not seen["newest_load_at"]:
+            yield f"Messages wait, and none has ever landed. {is_it_running}"
+        elif seen and since_last_load(seen) > max_lag:
+            yield f"Messages wait, and none has landed for {span(since_last_load(seen))}. {is_it_running}"
+    if seen and seen["landed_to_analytics"] > max_lag:
+        yield f"The oldest landed message has waited for dbt for {span(seen['landed_to_analytics'])}: run `make build`."
+    if seen and seen["unaccounted"]:
+        yield f"{seen['unaccounted']:,} unaccounted for: once no dbt is running, `dbt test` in dbt_project/ says where."
+
+
+# How it is shown.
+
+Row = tuple[str, str, str]  # what, how much, and a note
+UNKNOWN = "?"
+
+
+def screen(status: Status) -> str:
+    rows = [*queue_rows(status.queue), *dead_letter_rows(status.dead_letters), *pipeline_rows(status.pipeline)]
+    lines = [f"{what:<13}{figure:>9}   {note}".rstrip() for what, figure, note in rows]
+    said = [click.style(each, fg="red") for each in status.attention] or [click.style("All is well.", fg="green")]
+    return "\n".join([*lines, "", *said])
+
+
+def queue_rows(queue: dict | None) -> Iterator[Row]:
+    if not queue:
+        yield "Waiting", UNKNOWN, ""
+        return
+    others = f"{queue['in_flight']:,} in flight, {queue['delayed']:,} delayed"
+    yield "Waiting", f"{queue['waiting']:,}", f"on {queue['name']}; {others}"
+    if queue["oldest"] is None:
+        yield "Oldest", UNKNOWN, "CloudWatch, whom alone SQS tells, does not say"
+    else:
+        yield "Oldest", span(queue["oldest"]), "on the queue"
+
+
+def dead_letter_rows(dead: dict | None) -> Iterator[Row]:
+    if dead and not dead["name"]:
+        yield "Dead letters", "none", "the queue has no redrive policy"
+    else:
+        yield "Dead letters", f"{dead['waiting']:,}" if dead else UNKNOWN, f"on {dead['name']}" if dead else ""
+
+
+def pipeline_rows(seen: dict | None) -> Iterator[Row]:
+    if not seen:
+        yield "Landed", UNKNOWN, ""
+        return
+    if seen["newest_load_at"]:
+        waited = "ago"
+        if seen["sent_to_landed"] is not None:  # its messages may have been purged or erased since
+            waited += f"; its oldest message had been on the queue for {span(seen['sent_to_landed'])}"
+        yield "Last load", span(since_last_load(seen)), waited
+    else:
+        yield "Last load", "never", ""
+    waiting = f"landed and not yet taken, the oldest for {span(seen['landed_to_analytics'])}"
+    yield "For dbt", f"{seen['untransformed']:,}", waiting
+    yield "Key", str(seen["mask_key_version"] or "none"), "is the version in use"
+
+    ends = {name: seen[name] for name in ("accepted", "rejected", "erased")}
+    ends["for dbt"] = seen["landed"] - sum(ends.values()) - seen["unaccounted"]
+    yield "", "", ""
+    yield "In 24 hours", "", ""
+    yield "Received", f"{seen['received']:,}", "from SQS"
+    yield "Landed", f"{seen['landed']:,}", f"in raw.sqs_messages; {seen['duplicates']:,} more were delivered again"
+    yield "Accepted", f"{seen['accepted']:,}", "in analytics.user_logins"
+    yield "Rejected", f"{seen['rejected']:,}", "in analytics.rejected_messages"
+    reasons = sorted(seen["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
+    for text in textwrap.wrap(", ".join(f"{number:,}\N{NO-BREAK SPACE}{reason}" for reason, number in reasons), 72):
+        yield "", "", "  " + text.replace("\N{NO-BREAK SPACE}", " ")
+    yield "Erased", f"{seen['erased']:,}", "on request"
+    became = " + ".join(f"{number:,} {name}" for name, number in ends.items())
+    missing = seen["unaccounted"]
+    yield "Missing", f"{missing:,}", f"since {seen['landed']:,} = {became}" + (f" + {missing:,}" if missing else "")
+
+
+def since_last_load(seen: dict) -> timedelta:
+    return seen["measured_at"] - seen["newest_load_at"]
+
+
+def span(age: timedelta) -> str:
+    """An age as people say it, in one unit."""
+    seconds = max(age.total_seconds(), 0)
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def to_json(status: Status) -> str:
+    """The same for a machine. Ages are in seconds, times in ISO 8601; a part that could not be seen is null."""
+    return json.dumps(
+        {
+            "well": not status.attention,
+            "attention": status.attention,
+            "queue": status.queue,
+            "dead_letters": status.dead_letters,
+            "pipeline": status.pipeline,
+        },
+        default=lambda value: value.total_seconds() if isinstance(value, timedelta) else value.isoformat(),
+    )

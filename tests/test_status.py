@@ -1,0 +1,231 @@
+"""`python -m loader status`: the figures are the database's and the queue's, and the exit status can be relied on."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from contextlib import closing
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import SimpleNamespace
+
+import boto3
+import pytest
+from botocore.stub import Stubber
+from click.testing import CliRunner
+
+from loader import status
+from loader.cli import main
+from tests.conftest import administration
+from tests.pipeline import dbt, land, query
+
+ROOT = Path(__file__).parents[1]
+LOGIN = '{{"user_id":"u{}","app_version":"1.0","device_type":"ios","ip":"192.0.2.1","locale":null,"device_id":"d"}}'
+WELL, NO_DATABASE, NOT_PERMITTED, NOT_BUILT, NO_QUEUE, NOT_WELL = 0, 3, 4, 5, 6, 11
+
+
+@pytest.fixture(scope="module")
+def built(module_database):
+    land(module_database, [LOGIN.format(1), LOGIN.format(2), "not json", "[]"])
+    dbt(module_database, "run", "--select", "+pipeline_health")
+    return module_database
+
+
+@pytest.fixture
+def ask(built, queue):
+    """Asks as a person on call does; their login sees what the role monitor sees."""
+
+    def ask(*options, login="analyst_user", database=built, queue=queue.name, **settings):
+        environment = database.env(login) | settings
+        return CliRunner().invoke(main, ["status", "--queue-name", queue, *options], env=environment)
+
+    return ask
+
+
+def test_all_is_well(ask, built, queue):
+    answer = ask("--json")
+    assert answer.exit_code == WELL, answer.output
+    told = json.loads(answer.stdout)
+    assert told["well"]
+    assert told["attention"] == []
+    assert told["queue"] == {"name": queue.name, "waiting": 0, "in_flight": 0, "delayed": 0, "oldest": 0}
+    columns = "received, landed, duplicates, accepted, rejected, erased, untransformed, unaccounted, mask_key_version"
+    [figures] = query(built, f"select {columns}, rejected_by_reason from analytics.pipeline_health")
+    assert figures == (4, 4, 0, 2, 2, 0, 0, 0, 1, {"not_json": 1, "not_an_object": 1})
+    assert tuple(told["pipeline"][name] for name in [*columns.split(", "), "rejected_by_reason"]) == figures
+
+
+def test_the_screen_says_the_same(ask):
+    answer = ask()
+    assert answer.exit_code == WELL
+    assert "Accepted             2   in analytics.user_logins" in answer.stdout
+    assert "1 not_an_object, 1 not_json" in answer.stdout
+    assert "Missing              0   since 4 = 2 accepted + 2 rejected + 0 erased + 0 for dbt" in answer.stdout
+    assert answer.stdout.endswith("All is well.\n")
+
+
+def test_a_login_in_the_role_monitor_is_enough(ask, built):
+    with administration(built.stack) as administrator:
+        administrator.execute("set role migrator; create role on_call login in role monitor; reset role")
+        administrator.execute("alter role on_call password 'on_call'")
+    try:
+        assert ask(PGUSER="on_call", PGPASSWORD="on_call").exit_code == WELL
+    finally:
+        with administration(built.stack) as administrator:
+            administrator.execute("drop role on_call")
+
+
+def test_what_it_may_not_see_it_says_and_shows_the_rest(ask):
+    answer = ask(login="loader_user")
+    assert answer.exit_code == NOT_PERMITTED
+    assert "Grant the role monitor to this login." in answer.stdout
+    assert "Waiting              0" in answer.stdout
+
+
+def test_without_a_queue_it_shows_the_database(ask):
+    answer = ask("--json", queue="no-such-queue")
+    assert answer.exit_code == NO_QUEUE
+    told = json.loads(answer.stdout)
+    assert (told["well"], told["queue"], told["dead_letters"], told["pipeline"]["landed"]) == (False, None, None, 4)
+    assert "There is no queue no-such-queue" in told["attention"][0]
+
+
+def test_without_a_database_it_shows_the_queue(ask, queue):
+    answer = ask("--json", PGPORT="1")
+    assert answer.exit_code == NO_DATABASE
+    told = json.loads(answer.stdout)
+    assert (told["queue"]["name"], told["pipeline"]) == (queue.name, None)
+    assert "Check PGHOST" in told["attention"][0]
+
+
+def test_before_dbt_has_run_it_says_what_to_run(ask, database):
+    answer = ask(database=database)
+    assert answer.exit_code == NOT_BUILT
+    assert "then `make build`" in answer.stdout
+
+
+def test_dead_letters_need_a_person(ask, sqs, queue):
+    dead = sqs.create_queue(QueueName=f"{queue.name}-dlq")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 5})
+    sqs.set_queue_attributes(QueueUrl=queue.url, Attributes={"RedrivePolicy": policy})
+    assert ask().exit_code == WELL
+
+    sqs.send_message(QueueUrl=dead, MessageBody="poison")
+    answer = ask()
+    assert answer.exit_code == NOT_WELL
+    assert f"1 on {queue.name}-dlq: mend what stopped them, then run `python -m loader redrive`." in answer.stdout
+    sqs.delete_queue(QueueUrl=dead)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        pytest.param(
+            "insert into raw.loads (loaded_at, received, landed, duplicates) values (now() - interval '2 h', 1, 1, 0)",
+            "The oldest landed message has waited for dbt for 2 h: run `make build`.",
+            id="dbt-stands-still",
+        ),
+        pytest.param(
+            "delete from analytics.user_logins where message_id = 'm1'",
+            "1 unaccounted for: once no dbt is running, `dbt test` in dbt_project/ says where.",
+            id="a-login-is-lost",
+        ),
+    ],
+)
+def test_the_pipeline_may_need_a_person(ask, built, change, sentence, monkeypatch):
+    with closing(built.connect("postgres")) as connection, connection.cursor() as cursor:
+        cursor.execute(change)
+        cursor.execute(status.PIPELINE)
+        names = [column.name for column in cursor.description]
+        changed = dict(zip(names, cursor.fetchone(), strict=True))  # and never committed
+    monkeypatch.setattr(status, "pipeline_health", lambda: changed)
+
+    answer = ask()
+    assert answer.exit_code == NOT_WELL
+    assert answer.stdout.endswith(sentence + "\n")
+
+
+NOW = datetime(2026, 11, 21, tzinfo=timezone.utc)
+HOUR = timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "oldest", "newest_load_at", "sentence"),
+    [
+        pytest.param(5, HOUR * 2, NOW, "The oldest message has been on the queue for 2 h.", id="too-old"),
+        pytest.param(5, HOUR, NOW - HOUR * 9, "", id="old-enough"),
+        pytest.param(5, None, None, "Messages wait, and none has ever landed.", id="never-loaded"),
+        pytest.param(5, None, NOW - HOUR * 3, "Messages wait, and none has landed for 3 h.", id="loader-gone"),
+        pytest.param(5, None, NOW - HOUR, "", id="just-loaded"),
+        pytest.param(0, timedelta(0), None, "", id="nothing-to-load"),
+    ],
+)
+def test_a_queue_that_nobody_empties_needs_a_person(waiting, oldest, newest_load_at, sentence):
+    seen = SimpleNamespace(
+        queue={"waiting": waiting, "oldest": oldest},
+        dead_letters={"name": "dlq", "waiting": 0},
+        pipeline={
+            "measured_at": NOW,
+            "newest_load_at": newest_load_at,
+            "landed_to_analytics": timedelta(0),
+            "unaccounted": 0,
+        },
+    )
+    expected = [f"{sentence} Is `python -m loader load` running?"] if sentence else []
+    assert list(status.troubles(seen, max_lag=HOUR)) == expected
+
+
+def test_cloudwatch_tells_the_age_of_the_oldest(ask, sqs, queue, monkeypatch):
+    cloudwatch = boto3.client("cloudwatch", region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+    points = [{"Timestamp": NOW, "Maximum": 7300.0}, {"Timestamp": NOW - HOUR, "Maximum": 10.0}]
+    client = boto3.client
+    monkeypatch.setattr(
+        boto3, "client", lambda name, **given: cloudwatch if name == "cloudwatch" else client(name, **given)
+    )
+    sqs.send_message(QueueUrl=queue.url, MessageBody="{}")
+
+    with Stubber(cloudwatch) as stub:
+        stub.add_response("get_metric_statistics", {"Label": "age", "Datapoints": points})
+        answer = ask("--max-lag", "7200")
+    assert answer.exit_code == NOT_WELL
+    assert "Oldest             2 h   on the queue" in answer.stdout
+
+    with Stubber(cloudwatch) as stub:
+        stub.add_client_error("get_metric_statistics", "AccessDenied")
+        answer = ask()
+    assert answer.exit_code == WELL
+    assert "Oldest               ?" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("age", "said"),
+    [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h"), (172800, "2 days"), (-5, "0 s")],
+)
+def test_ages_are_said_in_one_unit(age, said):
+    assert status.span(timedelta(seconds=age)) == said
+
+
+@pytest.mark.parametrize(
+    ("on_a_terminal", "settings", "coloured"),
+    [
+        pytest.param(True, {}, True, id="terminal"),
+        pytest.param(True, {"NO_COLOR": "1"}, False, id="no-color"),
+        pytest.param(False, {}, False, id="pipe"),
+    ],
+)
+def test_colours_are_for_terminals_that_want_them(built, queue, on_a_terminal, settings, coloured):
+    environment = {name: value for name, value in built.env("analyst_user").items() if name != "NO_COLOR"} | settings
+    command = [sys.executable, "-m", "loader", "status", "--queue-name", queue.name]
+    assert ("\x1b[" in said(command, environment, on_a_terminal)) is coloured
+
+
+def said(command, environment, on_a_terminal):
+    if not on_a_terminal:
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
+    ours, theirs = pty.openpty()
+    subprocess.run(command, cwd=ROOT, env=environment, stdout=theirs, check=True)
+    os.close(theirs)
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        return terminal.read(65536).decode()
