@@ -24,7 +24,9 @@ def main() -> None:
 
 
 @main.command("rotate-key")
-@click.option("--import", "imported", is_flag=True, help="Read the new keys from standard input instead of making them.")
+@click.option(
+    "--import", "imported", is_flag=True, help="Read the new keys from standard input instead of making them."
+)
 def rotate_key(imported: bool) -> None:
     """As migrator: add new keys, and let dbt carry the tables over. An open rotation is continued, without new keys.
 
@@ -97,7 +99,7 @@ def require_two_persons(required: bool) -> None:
 @click.option("--request", type=int, help="A request made before, when another officer has approved it.")
 def reveal(token: str | None, reason: str | None, request: int | None) -> None:
     """As privacy officer, with the private key: show the original behind a token."""
-    if not (request or token and reason):
+    if not request and not (token and reason):
         raise click.UsageError("Give --token and --reason, or --request.")
     gpg = shutil.which("gpg")
     if not gpg:
@@ -163,10 +165,8 @@ def _scalar(cursor: Cursor, query: str, *parameters: object) -> object:
 
 def _read_keys(source: TextIO) -> dict[str, str]:
     """Keys by kind. Typed, they are not shown; and no error says what was read."""
-    if source.isatty():
-        lines = [f"{kind} {getpass(f'{kind}: ')}" for kind in KINDS]
-    else:
-        lines = source.read().split("\n")
+    typed = source.isatty()
+    lines = [f"{kind} {getpass(f'{kind}: ')}" for kind in KINDS] if typed else source.read().split("\n")
     words = [line.split() for line in lines if line.strip()]
     if sorted(line[0] for line in words) != sorted(KINDS) or not all(
         len(line) == 2 and KEY.fullmatch(line[1]) for line in words

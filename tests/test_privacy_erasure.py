@@ -1,0 +1,131 @@
+"""Erasure: a person leaves every table, others stay whole, the queue cannot bring them back, and the counts add up."""
+
+import json
+import subprocess
+
+import psycopg2.errors
+import pytest
+
+from tests.officer import Officer, as_officer, as_superuser, as_transformer, privacy
+from tests.pipeline import dbt, land, query
+
+REASON = "ticket 77: account closed"
+
+
+def login(user_id: object = "gone", ip: str = "203.0.113.1", device_id: str = "own-1", **more) -> str:
+    fields = {"user_id": user_id, "ip": ip, "device_id": device_id, "app_version": "1.2", "device_type": "ios"}
+    return json.dumps(fields | more)
+
+
+PERSONS = {
+    "accepted": login(),
+    "shares-the-address": login(ip="203.0.113.7", device_id="own-2"),
+    "rejected": login(app_version="x"),
+    "not-json": login()[:-1],
+    "array": f"[{login()}]",
+}
+OTHERS = {
+    "another": login("stays", ip="203.0.113.7", device_id="theirs"),
+    "another-rejected": login("stays", app_version="x"),
+    "named-in-passing": login("stays", ip="203.0.113.7", device_id="theirs", note="gone"),
+    "name-in-name": login("gone-2", ip="203.0.113.7", device_id="theirs"),
+    "not-json": "gone",
+}
+
+
+def forget(database, user_id: str = "gone", reason: str = REASON) -> subprocess.CompletedProcess:
+    return privacy(database, "forget", "--user-id", user_id, "--reason", reason, login="privacy_officer_user")
+
+
+def everywhere(database) -> set[str]:
+    """The ids of the messages that any table has something of."""
+    tables = ["raw.sqs_messages", "staging.int_messages__masked"]
+    tables += ["analytics.user_logins", "analytics.rejected_messages"]
+    every = " union ".join(f"select message_id from {table}" for table in tables)
+    return {message_id for (message_id,) in as_superuser(database, every)}
+
+
+@pytest.fixture(scope="module")
+def forgotten(module_database, tmp_path_factory):
+    """A database from which the person was erased, with what the command said, and the officer who may look."""
+    database, officer = module_database, Officer(tmp_path_factory.mktemp("officer"))
+    assert privacy(database, "seal-with", str(officer.public_key)).returncode == 0
+    land(database, PERSONS.values(), prefix="person")
+    others = land(database, OTHERS.values(), prefix="other")
+    dbt(database, "run")
+    tokens = dict(query(database, "select message_id, masked_ip from analytics.user_logins"))
+    said = forget(database)
+    dbt(database, "build")
+    return database, officer, set(others), tokens, said
+
+
+def test_the_person_is_nowhere_and_everybody_else_is_where_they_were(forgotten):
+    database, _, others, tokens, said = forgotten
+    assert everywhere(database) == others
+    remaining = dict(query(database, "select message_id, masked_ip from analytics.user_logins"))
+    assert remaining == {message_id: token for message_id, token in tokens.items() if message_id in others}
+    assert said.stdout.splitlines() == [
+        "raw.sqs_messages: 5 removed",
+        "privacy.originals: 3 removed",
+        "analytics.user_logins: 2 removed by dbt's next run",
+    ]
+
+
+def test_values_of_the_person_alone_cannot_be_recovered_and_shared_ones_can(forgotten):
+    database, officer, _, tokens, _ = forgotten
+    assert officer.reveal(database, tokens["person1"]) == "ip 203.0.113.7"
+    assert "no original behind this token" in officer.reveal(database, tokens["person0"])
+
+
+def test_the_second_time_there_is_nothing_and_both_times_are_on_record(forgotten):
+    database = forgotten[0]
+    assert forget(database).stdout == "There is nothing of this user.\n"
+    erasures = "select removed, reason from privacy.audit where action = 'person erased' order by id"
+    assert as_officer(database, erasures)[:2] == [(5, REASON), (0, REASON)]
+
+
+def test_what_stays_names_nobody(forgotten):
+    database = forgotten[0]
+    stays = str(as_superuser(database, "select * from privacy.erased_messages"))
+    stays += str(as_superuser(database, "select * from privacy.audit where action = 'person erased'"))
+    assert not any(value in stays for value in ("gone", "203.0.113", "own-"))
+
+
+@pytest.mark.parametrize("prefix", ["person", "redriven"])
+def test_the_queue_cannot_bring_the_person_back(forgotten, prefix):
+    """Redelivered with its old id, or redriven from a dead-letter queue with a new one: landed, and erased at once."""
+    database, _, others, _, _ = forgotten
+    landed = "select sum(landed) from raw.loads"
+    [(before,)] = query(database, landed, login="loader_user")
+    land(database, [PERSONS["accepted"]], prefix=prefix)
+    assert query(database, landed, login="loader_user") == [(before + 1,)]
+    assert everywhere(database) == others
+
+
+def test_the_counts_add_up(forgotten):
+    database = forgotten[0]
+    land(database, [login("stays")], prefix="next")
+    dbt(database, "build")  # with its tests: landed = accepted + rejected + erased, for one
+    erased = as_transformer(database, "select count(*) from privacy.erased_messages")
+    assert erased == [(len(PERSONS) + 2,)]
+
+
+def test_who_comes_back_later_is_somebody_new(forgotten):
+    database = forgotten[0]
+    land(database, [login(app_version="1.3")], prefix="later")
+    assert "later0" in everywhere(database)
+
+
+def test_after_a_purge_the_person_leaves_what_is_left(database):
+    land(database, [login(), login("stays")])
+    dbt(database, "run")
+    as_superuser(database, "delete from raw.sqs_messages returning 1")
+    assert "analytics.user_logins: 1 removed" in forget(database).stdout
+    dbt(database, "run")
+    assert everywhere(database) == {"m1"}
+
+
+@pytest.mark.parametrize("reason", ["", "short", "the person called stays asked for it"])
+def test_a_reason_is_given_and_does_not_name_the_person(forgotten, reason):
+    with pytest.raises(psycopg2.errors.RaiseException, match="a reason is needed"):
+        as_officer(forgotten[0], "select * from privacy.forget_user('stays', %s)", reason)

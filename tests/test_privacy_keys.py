@@ -1,0 +1,172 @@
+"""Keys: rotated from the tokens alone, never mixed in a table, resumed when interrupted; imported once, never shown."""
+
+import hashlib
+import hmac
+import json
+from contextlib import closing
+
+import psycopg2.errors
+import pytest
+
+from tests.officer import as_superuser, as_transformer, privacy
+from tests.pipeline import dbt, land, query
+
+KEYS = "ip {}\ndevice_id {}\n"
+FIRST, SECOND = KEYS.format("ab" * 32, "cd" * 32), KEYS.format("12" * 32, "34" * 32)
+TABLES = ("staging.int_messages__masked", "analytics.user_logins")
+
+
+def login(number: int) -> str:
+    return json.dumps(
+        {
+            "user_id": f"u{number}",
+            "app_version": "1.2.3",
+            "device_type": "ios",
+            "ip": f"198.51.100.{number // 2}",
+            "locale": None,
+            "device_id": f"d{number // 3}",
+        }
+    )
+
+
+def token(value: str, *keys: str) -> str:
+    """What Python makes of a value: its token under the first key, the token of that under the second, and so on."""
+    for key in keys:
+        value = hmac.new(bytes.fromhex(key), value.encode(), hashlib.sha256).hexdigest()
+    return value
+
+
+def deploy_boundary(database) -> None:
+    dbt(database, "run", "--target", "boundary", "--select", "tag:boundary", login="migrator")
+
+
+def rotate(database, steps: tuple[str, ...] = ("add", "deploy", "carry", "close"), **options) -> str:
+    """make rotate-key, or some of its steps; returns what the first says."""
+    said = ""
+    if "add" in steps:
+        done = privacy(database, "rotate-key", *(["--import"] if "typed" in options else []), **options)
+        assert done.returncode == 0, done.stderr
+        said = done.stdout
+    if "deploy" in steps:
+        deploy_boundary(database)
+    if "carry" in steps:
+        dbt(database, "run-operation", "carry_tokens_over")
+    if "close" in steps:
+        assert privacy(database, "close-rotation").returncode == 0
+    return said
+
+
+def versions(database) -> dict[str, list[int]]:
+    return {
+        table: [row[0] for row in as_transformer(database, f"select distinct mask_key_version from {table}")]
+        for table in TABLES
+    }
+
+
+def superuser(database, statement: str) -> None:
+    with closing(database.connect("postgres")) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def test_tokens_are_carried_over_when_raw_is_gone_and_stay_joinable(database):
+    assert privacy(database, "rotate-key", "--import", typed=FIRST).stdout == "Key 1 is imported.\n"
+    land(database, [login(n) for n in range(12)], prefix="before")
+    dbt(database, "run")
+    superuser(database, "delete from raw.sqs_messages")
+
+    rotate(database, typed=SECOND)
+    land(database, [login(n) for n in range(12)], prefix="after")
+    dbt(database, "run")
+
+    assert versions(database) == {table: [2] for table in TABLES}
+    expected = {
+        (f"u{n}", token(f"198.51.100.{n // 2}", "ab" * 32, "12" * 32), token(f"d{n // 3}", "cd" * 32, "34" * 32))
+        for n in range(12)
+    }
+    for prefix in ("before", "after"):
+        rows = query(
+            database,
+            "select user_id, masked_ip, masked_device_id from analytics.user_logins where message_id like %s",
+            f"{prefix}%",
+        )
+        assert set(rows) == expected
+
+
+def test_an_interrupted_rotation_mixes_nothing_and_is_resumed(database):
+    land(database, [login(n) for n in range(6)], prefix="before")
+    dbt(database, "run")
+
+    # The keys are there, the boundary is not deployed.
+    rotate(database, ("add",))
+    land(database, [login(6)], prefix="during")
+    refused = dbt(database, "run", expect=False)
+    assert "make migrate" in str([result.message for result in refused.result])
+
+    # The boundary is deployed, the tables are not carried over.
+    rotate(database, ("deploy",))
+    refused = dbt(database, "run", expect=False)
+    assert "finish the rotation with `make rotate-key`" in str([result.message for result in refused.result])
+    assert versions(database) == {table: [1] for table in TABLES}
+
+    # The second of the two tables cannot be carried over: nor is the first.
+    spoil = "update analytics.user_logins set masked_ip = {} where message_id = 'before0'"
+    superuser(database, spoil.format("'!' || masked_ip"))
+    dbt(database, "run-operation", "carry_tokens_over", expect=False)
+    assert versions(database) == {table: [1] for table in TABLES}
+    superuser(database, spoil.format("substr(masked_ip, 2)"))
+
+    # From the beginning again: no third key.
+    assert rotate(database) == "Continuing the rotation to key 2.\n"
+    dbt(database, "build")
+    assert versions(database) == {table: [2] for table in TABLES}
+    assert query(database, "select count(*) from analytics.user_logins") == [(7,)]
+
+
+def test_a_missing_key_is_an_error_and_no_null(database):
+    land(database, [login(1)])
+    superuser(database, "insert into masking.keys (kind, version, key) select 'ip', 2, extensions.gen_random_bytes(32)")
+    deploy_boundary(database)
+    with pytest.raises(psycopg2.errors.RaiseException, match="has no key of kind device_id, version 2"):
+        as_transformer(database, "select masked_device_id from masking.stg_sqs__logins")
+
+
+def test_no_token_is_made_outside_a_rotation(database):
+    """Neither is one inside it for anything that is not a token."""
+    rotate(database, ("add",))
+    ask = "select masking.carried_over('ip', %s, 1)"
+    assert as_transformer(database, ask, "0" * 64) != [("0" * 64,)]
+    with pytest.raises(psycopg2.errors.RaiseException, match="takes tokens"):
+        as_transformer(database, ask, "198.51.100.7")
+    rotate(database, ("close",))
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        as_transformer(database, ask, "0" * 64)
+
+
+def test_a_key_is_imported_once(database):
+    assert privacy(database, "rotate-key", "--import", typed=FIRST).stdout == "Key 1 is imported.\n"
+    again = privacy(database, "rotate-key", "--import", typed=FIRST)
+    assert again.stderr == "Error: One of these keys has been here before: a key is accepted once.\n"
+    swapped = privacy(database, "rotate-key", "--import", typed=KEYS.format("cd" * 32, "ef" * 32))
+    assert swapped.returncode == 1
+    keys = "select kind, version, encode(key, 'hex'), origin from masking.keys order by kind"
+    assert as_superuser(database, keys) == [("device_id", 1, "cd" * 32, "imported"), ("ip", 1, "ab" * 32, "imported")]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        pytest.param("", id="nothing"),
+        pytest.param("ip " + "ab" * 32, id="one-kind"),
+        pytest.param(FIRST + FIRST, id="twice"),
+        pytest.param(KEYS.format("ab" * 31, "cd" * 32), id="31-bytes"),
+        pytest.param(KEYS.format("ab" * 32, "cd" * 32 + "d"), id="half-a-byte"),
+        pytest.param(KEYS.format("ab" * 32, "in-words-" * 8), id="no-hex"),
+        pytest.param("ab" * 32 + "\n" + "cd" * 32, id="no-kind"),
+    ],
+)
+def test_what_is_no_key_is_refused_and_not_shown(database, typed):
+    done = privacy(database, "rotate-key", "--import", typed=typed)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert not any(word in done.stdout + done.stderr for word in typed.split() if len(word) > 9)
+    assert as_transformer(database, "select masking.key_version()") == [(1,)]

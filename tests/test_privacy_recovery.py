@@ -1,0 +1,178 @@
+"""Recovery: the officer gets an original back, also after raw is purged, and never without it being on record."""
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import psycopg2
+import psycopg2.errors
+import pytest
+from pysequoia import CipherSuite, Tsk
+
+from tests.conftest import administration
+from tests.officer import Officer, as_officer, as_superuser, audit, privacy
+from tests.pipeline import dbt, land, query
+
+LOGIN = {"user_id": "u1", "app_version": "1.2", "device_type": "ios", "locale": None}
+REASON = "case 1234: fraud"
+
+
+@pytest.fixture(scope="module")
+def officer(tmp_path_factory) -> Officer:
+    return Officer(tmp_path_factory.mktemp("officer"))
+
+
+@pytest.fixture(scope="module")
+def sealed(module_database, officer):
+    """Two logins from one address, masked and sealed; then raw is emptied."""
+    assert privacy(module_database, "seal-with", str(officer.public_key)).returncode == 0
+    logins = [("::FFFF:203.0.113.9", " D-1 "), ("203.0.113.9", "d-2"), ("Gateway ", "d-2")]
+    land(module_database, [json.dumps(LOGIN | {"ip": ip, "device_id": device_id}) for ip, device_id in logins])
+    dbt(module_database, "run")
+    as_superuser(module_database, "delete from raw.sqs_messages returning 1")
+    return module_database
+
+
+@pytest.fixture
+def two_officers(sealed):
+    """Another officer's login, while two persons are required."""
+    with administration(sealed.stack) as cursor:
+        cursor.execute("create role second_officer login password 'second' in role privacy_officer")
+    assert privacy(sealed, "require-two-persons", "yes").returncode == 0
+    yield "second_officer"
+    assert privacy(sealed, "require-two-persons", "no").returncode == 0
+    with administration(sealed.stack) as cursor:
+        cursor.execute("drop role second_officer")
+
+
+def token(database, message_id: str, column: str = "masked_ip") -> str:
+    return query(database, f"select {column} from analytics.user_logins where message_id = %s", message_id)[0][0]
+
+
+def test_the_original_comes_back_after_raw_is_gone(sealed, officer):
+    before = len(audit(sealed))
+    assert officer.reveal(sealed, token(sealed, "m0")) == "ip 203.0.113.9"
+    assert officer.reveal(sealed, token(sealed, "m0", "masked_device_id")) == "device_id d-1"
+    assert officer.reveal(sealed, token(sealed, "m2")) == "ip gateway"
+    assert audit(sealed)[before:] == ["recovery requested", "original handed out"] * 3
+
+
+def test_each_token_is_sealed_once(sealed):
+    assert as_superuser(sealed, "select kind, count(*) from privacy.originals group by kind order by kind") == [
+        ("device_id", 2),
+        ("ip", 2),
+    ]
+
+
+@pytest.mark.skipif(not shutil.which("gpg"), reason="no GnuPG here; the other tests open with another OpenPGP")
+def test_gnupg_opens_it_too(sealed, officer, tmp_path):
+    tmp_path.chmod(0o700)
+    env = {"GNUPGHOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    subprocess.run(["gpg", "--batch", "--import", officer.private_key], env=env, check=True, capture_output=True)
+    command = ["-m", "deploy.privacy", "reveal", "--token", token(sealed, "m0"), "--reason", REASON]
+    env = sealed.env("privacy_officer_user") | env
+    done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)
+    subprocess.run(["gpgconf", "--kill", "all"], env=env)
+    assert done.stdout == "ip 203.0.113.9\n", done.stderr
+
+
+def test_without_the_private_key_there_is_nothing_to_see(sealed, tmp_path):
+    """Not with another pair, and not for a superuser with all that the database holds."""
+    assert "could not open it" in Officer(tmp_path).reveal(sealed, token(sealed, "m0"))
+    decrypt = "select extensions.pgp_pub_decrypt(sealed, key) from privacy.originals, privacy.public_keys"
+    with pytest.raises(psycopg2.errors.ExternalRoutineInvocationException, match="Cannot decrypt with public key"):
+        as_superuser(sealed, decrypt)
+
+
+def test_a_request_has_to_be_committed_before_anything_is_handed_out(sealed):
+    ask = "select * from privacy.sealed_original(privacy.request_recovery(%s, %s))"
+    with pytest.raises(psycopg2.errors.RaiseException, match="commit the request first"):
+        as_officer(sealed, ask, token(sealed, "m0"), REASON)
+
+
+def test_a_rollback_does_not_take_back_the_request(sealed):
+    """Who rolls back after having seen the original has been on record before."""
+    requested = "select privacy.request_recovery(%s, %s)"
+    [(request,)] = as_officer(sealed, requested, token(sealed, "m0"), REASON)
+    before = audit(sealed)
+    with contextlib.closing(sealed.connect("privacy_officer_user")) as connection, connection.cursor() as cursor:
+        cursor.execute("select sealed from privacy.sealed_original(%s)", (request,))
+        assert cursor.fetchall() != []
+        connection.rollback()
+    assert audit(sealed) == before
+    assert before[-1] == "recovery requested"
+
+
+def test_an_original_is_handed_out_once_a_request_and_to_who_asked(sealed, two_officers):
+    [(request,)] = as_officer(sealed, "select privacy.request_recovery(%s, %s)", "0" * 64, REASON)
+    hand_out = "select * from privacy.sealed_original(%s)"
+    with pytest.raises(psycopg2.errors.RaiseException, match="waits for the approval of another officer"):
+        as_officer(sealed, hand_out, request)
+    with pytest.raises(psycopg2.errors.RaiseException, match="needs the approval of another officer"):
+        as_officer(sealed, "select privacy.approve_recovery(%s)", request)
+
+    here = sealed.env("privacy_officer_user")
+    second = psycopg2.connect(
+        host=here["PGHOST"], port=here["PGPORT"], dbname=sealed.name, user=two_officers, password="second"
+    )
+    with contextlib.closing(second), second.cursor() as cursor:
+        cursor.execute("select privacy.approve_recovery(%s)", (request,))
+        second.commit()
+        with pytest.raises(psycopg2.errors.RaiseException, match="of yours"):
+            cursor.execute(hand_out, (request,))
+
+    assert as_officer(sealed, hand_out, request) == []  # nobody has that token
+    with pytest.raises(psycopg2.errors.RaiseException, match="is over"):
+        as_officer(sealed, hand_out, request)
+
+
+@pytest.mark.parametrize(
+    ("token", "reason"),
+    [("203.0.113.9", REASON), (None, REASON), ("0" * 63, REASON), ("0" * 64, None), ("0" * 64, "because  ")],
+    ids=["no-token", "null", "short", "no-reason", "no-real-reason"],
+)
+def test_a_request_names_a_token_and_a_reason(sealed, token, reason):
+    with pytest.raises(psycopg2.errors.RaiseException):
+        as_officer(sealed, "select privacy.request_recovery(%s, %s)", token, reason)
+
+
+@pytest.mark.parametrize("login", ["postgres", "privacy_officer_user", "migrator", "transformer_user"])
+@pytest.mark.parametrize(
+    "change", ["update privacy.audit set reason = ''", "delete from privacy.audit", "truncate privacy.audit cascade"]
+)
+def test_nobody_changes_the_audit(sealed, login, change):
+    for attempt in (change, f"set role pipeline_owner; {change}"):
+        with pytest.raises((psycopg2.errors.RaiseException, psycopg2.errors.InsufficientPrivilege)):
+            query(sealed, attempt, login=login)
+
+
+def test_a_private_key_is_not_let_in(database, officer, tmp_path):
+    private = tmp_path / "private.asc"
+    private.write_text("-----BEGIN PGP PRIVATE KEY BLOCK-----\n")
+    assert "This is a private key" in privacy(database, "seal-with", str(private)).stderr
+    assert as_superuser(database, "select count(*) from privacy.public_keys") == [(0,)]
+
+
+def test_a_key_that_pgcrypto_cannot_encrypt_to_is_refused(database, tmp_path):
+    key = tmp_path / "key.asc"
+    key.write_text(str(Tsk.generate("x", cipher_suite=CipherSuite.Cv25519).extract_certificate()))
+    assert "Refused" in privacy(database, "seal-with", str(key)).stderr
+    assert as_superuser(database, "select count(*) from privacy.public_keys") == [(0,)]
+
+
+def test_a_key_that_comes_later_seals_what_is_in_raw_and_a_rotation_keeps_old_tokens_good(database, officer):
+    land(database, [json.dumps(LOGIN | {"ip": "203.0.113.9", "device_id": "d-1"})])
+    dbt(database, "run")
+    old = token(database, "m0")
+    assert "no original behind this token" in officer.reveal(database, old)
+
+    assert privacy(database, "seal-with", str(officer.public_key)).returncode == 0
+    assert privacy(database, "rotate-key").returncode == 0
+    [(key,)] = as_superuser(database, "select key from masking.keys where kind = 'ip' and version = 2")
+    new = hmac.new(bytes(key), old.encode(), hashlib.sha256).hexdigest()
+    assert [officer.reveal(database, each) for each in (old, new)] == ["ip 203.0.113.9"] * 2
