@@ -2,4 +2,5 @@
 
 from loader.cli import main
 
-main(prog_name="python -m loader")
+# click would look for completion in _PYTHON _M LOADER_COMPLETE, which no shell can set
+main(prog_name="python -m loader", complete_var="_LOADER_COMPLETE")

@@ -98,7 +98,7 @@ class Database:
         """Connects, and makes sure of all that landing needs, before the first message is received."""
         try:
             with self.transaction():
-                self.there.set()
+                pass
         except Away as away:
             raise errors.NoDatabase(reason=away) from None
 
@@ -130,10 +130,8 @@ class Database:
                         cursor.connection.rollback()  # the commit whose answer was lost did hold: no second ledger row
                         return in_doubt[1]
                     in_doubt = load_id, landed
-                self.there.set()
                 return landed
             except Away as away:
-                self.there.clear()
                 away_since = away_since or time.monotonic()
                 seconds = time.monotonic() - away_since
                 if self.stopping.is_set():
@@ -152,13 +150,23 @@ class Database:
                 with self.connection.cursor() as cursor:
                     yield cursor
                 self.connection.commit()
+                self.there.set()
             except psycopg2.Error as error:
                 trouble = explained(error)
-                with suppress(psycopg2.Error, AttributeError):
-                    self.connection.rollback() if isinstance(trouble, Refused) else self.connection.close()
-                if self.connection is None or self.connection.closed:
-                    self.connection = None
+                if isinstance(trouble, Refused):
+                    with suppress(psycopg2.Error):
+                        self.connection.rollback()
+                    self.there.set()
+                else:
+                    self.there.clear()
+                    self.disconnect()
                 raise trouble from None
+
+    def disconnect(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection:
+            with suppress(psycopg2.Error):
+                connection.close()
 
     def cancel(self) -> None:
         """Stops the statement that is running, if one is."""

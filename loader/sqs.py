@@ -135,22 +135,23 @@ class Queue:
 
     def delete(self, messages: list[Message]) -> int:
         """Deletes, and tells how many deliveries that settles. What SQS will not delete comes again, and lands once."""
-        done = 0
+        settled = 0
         for batch in tens(messages):
             for attempt in range(DELETE_ATTEMPTS):
                 entries = [{"Id": str(i), "ReceiptHandle": each.receipt} for i, each in enumerate(batch)]
                 answer = self.patiently("DeleteMessageBatch", QueueUrl=self.url, Entries=entries)
-                done += sum(batch[int(each["Id"])].deliveries for each in answer.get("Successful", ()))
-                failed = answer.get("Failed", ())
-                batch = [batch[int(each["Id"])] for each in failed if not each.get("SenderFault")]
+                done = {int(each["Id"]) for each in answer.get("Successful", ())}
+                failed = {int(each["Id"]): each for each in answer.get("Failed", ())}
+                hopeless = {i for i, each in failed.items() if each.get("SenderFault")}
+                settled += sum(batch[i].deliveries for i in done)
                 if failed:
-                    self.say(
-                        "SQS did not delete", messages=len(failed), code=failed[0].get("Code"), attempt=attempt + 1
-                    )
+                    codes = sorted({str(each.get("Code")) for each in failed.values()})
+                    self.say("SQS did not delete some messages", messages=len(failed), codes=codes, attempt=attempt + 1)
+                batch = [each for i, each in enumerate(batch) if i not in done | hopeless]
                 if not batch:
                     break
                 self.pause(attempt)
-        return done
+        return settled
 
     def keep(self, messages: list[Message], seconds: int) -> None:
         """Keeps messages from being delivered again for so many seconds from now; with 0, gives them back at once."""

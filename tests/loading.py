@@ -17,6 +17,7 @@ from loader.land import Database
 from loader.load import Run
 from loader.report import Report
 from loader.sqs import Queue, connect
+from tests import faults
 
 
 @dataclass
@@ -60,17 +61,26 @@ class Loading:
             *options,
         ]
 
-    def start(self, *options: str, **changed: str) -> subprocess.Popen:
-        """A loader as a process of its own."""
+    def start(self, *options: str, **changed: str | None) -> subprocess.Popen:
+        """A loader as a process of its own, with these variables changed, or None of them."""
+        env = {name: value for name, value in (self.env | changed).items() if value is not None}
         return subprocess.Popen(
-            self.command(*options), env=self.env | changed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            self.command(*options), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
+
+    @contextmanager
+    def faulty_sqs(self, fault: faults.Fault) -> Iterator[faults.Server]:
+        """As long as this lasts, loaders come to SQS through a proxy with this fault."""
+        with faults.sqs_proxy(self.env["AWS_ENDPOINT_URL"], fault) as proxy:
+            direct, self.env = self.env, self.env | {"AWS_ENDPOINT_URL": proxy.url}
+            yield proxy
+            self.env = direct
 
     @contextmanager
     def running(self, **options: Any) -> Iterator[Run]:
         """A loader in this process; waited for at the end."""
         with mock.patch.dict(os.environ, self.env):
-            run = self.prepare(**options)
+            run = self.ready(**options)
             run.start()
             try:
                 yield run
@@ -80,15 +90,19 @@ class Loading:
     def run(self, **options: Any) -> Report:
         """A loader in this process, until its end; what it counted."""
         with self.running(**options) as run:
-            return run.report
+            pass
+        assert options.get("max_seconds") or not run.stopping.is_set(), "it did not end by itself"
+        return run.report
 
-    def prepare(self, give_up_after: float = 30, **options: Any) -> Run:
+    def ready(self, give_up_after: float = 30, **options: Any) -> Run:
+        """A loader in this process, connected and not started."""
         database = Database(give_up_after)
-        database.open()
-        queue = Queue(*connect(8, lean=self.client == "lean"), self.queue_name, give_up_after=give_up_after)
+        with mock.patch.dict(os.environ, self.env):
+            database.open()
+            queue = Queue(*connect(8, lean=self.client == "lean"), self.queue_name, give_up_after=give_up_after)
         report = Report()
         queue.say = database.say = report.say
-        return Run(queue, database, report, **{"workers": 2, "flush": 50, **options})
+        return Run(queue, database, report, **{"workers": 2, "flush": 50, "max_seconds": 60, **options})
 
     def through(self, port: int) -> dict[str, str]:
         """What leads a loader through a proxy before PostgreSQL, that has to understand what passes."""

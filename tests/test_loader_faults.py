@@ -1,0 +1,297 @@
+"""What the loader does when AWS or the database fail: it goes on when they do, or says in one sentence why not."""
+
+import contextlib
+import signal
+import ssl
+import subprocess
+import time
+
+import pytest
+
+from tests import faults
+from tests.faults import error, on
+from tests.loading import Loading, a_loading, create_queue, end, until
+
+loading = pytest.fixture(a_loading)
+
+# A fault of SQS, and of which of its calls.
+AWS_FAULTS = {
+    "receive-throttled": on("ReceiveMessage", error("RequestThrottled", 403), {1, 2, 4}),
+    "receive-throttled-by-an-old-name": on(
+        "ReceiveMessage", error("AWS.SimpleQueueService.RequestThrottled"), {1, 2, 4}
+    ),
+    "receive-over-limit": on("ReceiveMessage", error("OverLimit"), {1, 2, 4}),
+    "receive-500": on("ReceiveMessage", error("InternalError", 500), {1, 2, 4}),
+    "receive-reset": on("ReceiveMessage", faults.reset, {1, 2, 4}),
+    "receive-answer-lost": on("ReceiveMessage", faults.lost_answer, {2, 3}),
+    "receive-answer-cut": on("ReceiveMessage", faults.half_an_answer, {2, 3}),
+    "receive-times-out": on("ReceiveMessage", faults.silence, {2}),
+    "delete-throttled": on("DeleteMessageBatch", error("ThrottlingException"), {1, 2, 4}),
+    "delete-503": on("DeleteMessageBatch", error("ServiceUnavailable", 503), {1, 2, 4}),
+    "delete-reset": on("DeleteMessageBatch", faults.reset, {1, 2, 4}),
+    "delete-answer-lost": on("DeleteMessageBatch", faults.lost_answer, {1, 2, 4}),
+    "delete-answer-cut": on("DeleteMessageBatch", faults.half_an_answer, {1, 2, 4}),
+    "delete-answer-is-not-sqs": on("DeleteMessageBatch", faults.not_json, {1, 2, 4}),
+    "delete-fails-in-part": on("DeleteMessageBatch", faults.every_other_delete_fails),
+    "everything-delivered-twice": on("DeleteMessageBatch", faults.deletes_are_forgotten, {1, 2, 3, 4, 5, 6}),
+    "heartbeat-fails": on("ChangeMessageVisibilityBatch", error("InternalError", 500), {1}),
+}
+
+
+@pytest.mark.parametrize("client", ["lean", "boto3"])
+@pytest.mark.parametrize("name", AWS_FAULTS)
+def test_a_fault_of_aws_loses_and_doubles_nothing(loading: Loading, name: str, client: str):
+    loading.client = client
+    ids = loading.send(60)
+    with contextlib.ExitStack() as stack:
+        proxy = stack.enter_context(loading.faulty_sqs(AWS_FAULTS[name]))
+        if name == "heartbeat-fails":
+            stack.enter_context(loading.slow_database(0.8))
+        report = loading.run(workers=2, flush=30)
+
+    loading.assert_landed_once(ids)
+    assert report.counts["landed"] == 60
+    assert proxy.calls["ReceiveMessage"] > 6
+    assert loading.query("select sum(received) from raw.loads") == [(report.counts["received"],)]
+
+
+def test_a_commit_whose_answer_is_lost_is_counted_once(loading: Loading):
+    """The line to the database is cut when the commit has held: landing again finds that out, by the ledger."""
+    ids = loading.send(20)
+    steps = []
+
+    def cut_after_the_first_commit(step: str) -> bool:
+        steps.append(step)
+        return step == "COMMIT done" and "COPY" in steps and steps.count("COMMIT done") == 2
+
+    with faults.postgres_proxy(int(loading.env["PGPORT"]), cut_after_the_first_commit) as port:
+        loading.env |= loading.through(port)
+        report = loading.run(workers=1)
+
+    loading.assert_landed_once(ids)
+    assert steps.count("COPY done") > steps.count("COMMIT done") - 2
+    assert (report.counts["landed"], report.counts["duplicates"]) == (20, 0)
+    assert loading.query("select sum(received), sum(landed), sum(duplicates) from raw.loads") == [(20, 20, 0)]
+
+
+@pytest.mark.parametrize("step", ["COPY", "COPY done", "INSERT done", "COMMIT"])
+def test_a_line_to_the_database_that_is_cut_is_made_anew(loading: Loading, step: str):
+    ids = loading.send(20)
+    steps = []
+
+    def cut(now: str) -> bool:
+        steps.append(now)
+        return now == step and "COPY" in steps and steps.count(step) == (2 if step == "COMMIT" else 1)
+
+    with faults.postgres_proxy(int(loading.env["PGPORT"]), cut) as port:
+        loading.env |= loading.through(port)
+        report = loading.run(workers=1)
+
+    loading.assert_landed_once(ids)
+    assert steps.count("COPY") > 1
+    assert (report.counts["received"], report.counts["duplicates"]) == (20, 0)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_the_database_is_restarted_under_load(loading: Loading, mode: str):
+    ids = loading.send(1000)
+    with loading.running(workers=4, flush=20) as run:
+        until(lambda: run.report.counts["landed"] > 100)
+        loading.database.stack.restart_postgres(mode)
+
+    loading.assert_landed_once(ids)
+
+
+def test_while_the_database_refuses_connections_nothing_more_is_received(loading: Loading):
+    """What is held stays held for longer than the visibility timeout, and is landed when the database is back."""
+    ids = loading.send(20)
+    with loading.running(workers=2, flush=10, follow=True) as run:
+        until(lambda: run.report.counts["deleted"] == 20)
+        refuse_connections(loading)
+        ids += loading.send(1)
+        until(lambda: not run.database.there.is_set())
+        time.sleep(1.2)  # a long poll that was under way comes to its end
+        held = run.report.counts["received"] - 20
+        ids += loading.send(30)
+        time.sleep(1.5)
+        assert loading.waiting() == (30, held)
+        refuse_connections(loading, False)
+        until(lambda: run.report.counts["deleted"] == 51)
+        run.stopping.set()
+
+    loading.assert_landed_once(ids)
+    assert run.report.counts["duplicates"] == 0
+
+
+def test_it_gives_up_on_the_database_and_hands_back_what_it_holds(loading: Loading):
+    loader = loading.start("--follow", "--workers", "2", "--flush", "10", "--give-up-after", "1")
+    [first] = loading.send(1)
+    until(lambda: loading.query("select message_id from raw.sqs_messages") == [(first,)])
+    refuse_connections(loading)
+    loading.send(15)
+
+    status, _, err = end(loader)
+
+    assert status == 9
+    assert err.strip().splitlines()[-1].startswith("The database was away for ")
+    assert loading.waiting() == (15, 0)
+
+
+def test_it_stops_at_once_while_the_database_is_away(loading: Loading):
+    loader = loading.start("--follow", "--workers", "2")
+    [first] = loading.send(1)
+    until(lambda: loading.query("select message_id from raw.sqs_messages") == [(first,)])
+    refuse_connections(loading)
+    loading.send(5)
+    until(lambda: loading.waiting()[1])
+    time.sleep(0.3)
+
+    status, _, _ = end(loader, signal.SIGTERM)
+
+    assert status == 0
+    assert loading.waiting() == (5, 0)
+
+
+def refuse_connections(loading: Loading, refuse: bool = True) -> None:
+    """For this database; the test itself looks at the queue only, meanwhile."""
+    with contextlib.closing(loading.database.stack.connect("postgres", "postgres")) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            name = loading.database.name
+            cursor.execute(f"alter database {name} with allow_connections {not refuse}")
+            if refuse:
+                cursor.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name])
+
+
+# What the environment lacks, or what SQS says; the exit status, and how the sentence begins.
+ENDINGS = {
+    "no-queue": ({}, ["--queue-name", "no-such-queue"], 6, "There is no queue no-such-queue in us-east-1."),
+    "no-credentials": (
+        {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, [], 7,
+        "No valid AWS credentials: Unable to locate credentials.",
+    ),
+    "no-profile": ({"AWS_PROFILE": "nobody"}, [], 7, "No valid AWS credentials: The config profile (nobody) could not"),
+    "no-region": ({"AWS_DEFAULT_REGION": None}, [], 2, "There is no AWS region: set AWS_DEFAULT_REGION."),
+    "no-endpoint": ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, [], 8, "SQS does not answer GetQueueUrl: Could not"),
+    "endpoint-is-no-url": ({"AWS_ENDPOINT_URL": "nonsense"}, [], 2, "The AWS settings make no sense: Invalid endpoint"),
+    "no-database": ({"PGPORT": "1"}, [], 3, "No database: connection to server at"),
+    "no-such-database": ({"PGDATABASE": "nowhere"}, [], 3, "No database: "),
+    "wrong-password": ({"PGPASSWORD": "wrong"}, [], 3, "No database: "),
+    "not-migrated": ({"PGDATABASE": "postgres"}, [], 5, "The database is not migrated: schema \"raw\" does not exist."),
+    "another-role": ("analyst_user", [], 4, "Not permitted: permission denied to create temporary tables"),
+    "bad-number": ({}, ["--workers", "0"], 2, "Usage: "),
+    "bad-option": ({}, ["--no-such-option"], 2, "Usage: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_what_cannot_work_is_said_in_one_sentence_with_a_status_of_its_own(loading: Loading, name: str):
+    changed, options, expected, sentence = ENDINGS[name]
+    changed = loading.database.env(changed) if isinstance(changed, str) else changed
+
+    status, out, err = end(loading.start(*options, **changed))
+
+    assert (status, out) == (expected, "")
+    assert err.startswith(sentence)
+    assert expected == 2 or err.count("\n") == 1
+
+
+# A call that SQS answers with an error for good; the exit status, and how the sentence begins.
+REFUSALS = {
+    "ExpiredToken": (7, "No valid AWS credentials: ExpiredToken."),
+    "InvalidClientTokenId": (7, "No valid AWS credentials: InvalidClientTokenId."),
+    "AccessDenied": (4, "Not permitted: sqs:{operation} on {queue}. Allow it in the IAM policy of the loader."),
+    "AWS.SimpleQueueService.NonExistentQueue": (6, "There is no queue {queue} in us-east-1."),
+    "InvalidParameterValue": (8, "SQS does not answer {operation}: InvalidParameterValue."),
+}
+
+
+@pytest.mark.parametrize("client", ["lean", "boto3"])
+@pytest.mark.parametrize("operation", ["ReceiveMessage", "DeleteMessageBatch"])
+@pytest.mark.parametrize("code", REFUSALS)
+def test_what_aws_refuses_meanwhile_ends_the_loader(loading: Loading, code: str, operation: str, client: str):
+    loading.client = client
+    ids = loading.send(10)
+    status, sentence = REFUSALS[code]
+    with loading.faulty_sqs(on(operation, error(code, 400))), pytest.raises(Exception) as caught:  # noqa: PT011
+        loading.run()
+
+    assert caught.value.exit_status == status
+    assert str(caught.value).startswith(sentence.format(operation=operation, queue=loading.queue_name))
+    loading.run()
+    loading.assert_landed_once(ids)
+
+
+def test_a_queue_that_is_deleted_meanwhile_ends_a_loader_that_follows(loading: Loading):
+    url = create_queue(loading.sqs)
+    loader = Loading(loading.database, loading.sqs, url, loading.env).start("--follow", "--workers", "2")
+    Loading(loading.database, loading.sqs, url, {}).send(1)
+    until(lambda: loading.query("select from raw.sqs_messages"))
+    loading.sqs.delete_queue(QueueUrl=url)
+
+    status, out, err = end(loader)
+
+    assert status == 6
+    assert out.startswith("received 1: landed 1")
+    assert err.startswith("There is no queue load-")
+
+
+def test_it_gives_up_on_sqs(loading: Loading):
+    loading.send(1)
+    with loading.faulty_sqs(on("ReceiveMessage", error("InternalError", 500))):
+        status, _, err = end(loading.start("--give-up-after", "0.5", "--workers", "2"))
+
+    assert status == 8
+    assert err.strip().splitlines()[-1].startswith("SQS does not answer ReceiveMessage: InternalError.")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> str:
+    """A certificate for 127.0.0.1 that nobody trusts yet, and its key, in one file."""
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"),
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"),
+        ],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    return str(folder / "cert.pem")
+
+
+@pytest.fixture
+def sqs_over_tls(loading: Loading, certificate: str):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.replace("cert.pem", "key.pem"))
+    with faults.sqs_proxy(loading.env["AWS_ENDPOINT_URL"], tls=context) as server:
+        yield server
+
+
+@pytest.mark.parametrize("client", ["lean", "boto3"])
+def test_tls_is_verified(loading: Loading, sqs_over_tls, certificate: str, client: str):
+    loading.client = client
+    ids = loading.send(20)
+    changed = {"AWS_ENDPOINT_URL": sqs_over_tls.url}
+
+    refused, _, err = end(loading.start("--give-up-after", "0", **changed))
+    trusted, _, _ = end(loading.start(AWS_CA_BUNDLE=certificate, **changed))
+
+    assert (refused, trusted) == (8, 0)
+    assert "certificate verify failed" in err
+    loading.assert_landed_once(ids)
+
+
+@pytest.mark.parametrize("client", ["lean", "boto3"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_is_used(loading: Loading, sqs_over_tls, certificate: str, client: str, scheme: str):
+    loading.client = client
+    ids = loading.send(20)
+    with faults.sqs_proxy(loading.env["AWS_ENDPOINT_URL"]) as proxy:
+        changed = {"no_proxy": "", "NO_PROXY": "", f"{scheme}_proxy": proxy.url, "AWS_CA_BUNDLE": certificate}
+        if scheme == "https":
+            changed["AWS_ENDPOINT_URL"] = sqs_over_tls.url
+        status, _, _ = end(loading.start(**changed))
+
+    assert status == 0
+    assert proxy.calls["CONNECT" if scheme == "https" else "DeleteMessageBatch"] > 0
+    loading.assert_landed_once(ids)
