@@ -8,6 +8,7 @@ from datetime import timedelta
 import click
 
 from loader import errors
+from loader.doctor import examine
 from loader.land import Database
 from loader.load import Run
 from loader.report import Report
@@ -52,9 +53,14 @@ def main(ctx):
         ctx.color = False
 
 
+def queue_options(command):
+    """Which queue, for every command that has to do with one."""
+    command = setting("--queue-url", help="The queue, by URL, where its name does not say enough.")(command)
+    return setting("--queue-name", default="login-queue", help="The queue, by name.")(command)
+
+
 @main.command(context_settings=SETTINGS, epilog=errors.exit_statuses())
-@setting("--queue-name", default="login-queue", help="The queue, by name.")
-@setting("--queue-url", help="The queue, by URL, where its name does not say enough.")
+@queue_options
 @setting("--follow", is_flag=True, help="Do not end when the queue is drained; wait for more.")
 @setting("--max-messages", type=click.IntRange(1), help="End after receiving so many.")
 @setting("--max-seconds", type=click.FloatRange(0, min_open=True), help="End after so long.")
@@ -62,37 +68,63 @@ def main(ctx):
 @setting("--flush", default=500, type=click.IntRange(1, 10_000), help="How many messages a transaction has at most.")
 @setting("--give-up-after", default=300.0, type=click.FloatRange(0), help="Seconds that a fault may last.")
 @setting(
-    "--client", default="lean", type=click.Choice(["lean", "boto3"]), help="boto3 needs more CPU, for nothing else."
+    "--client", default="lean", type=click.Choice(["lean", "boto3"]), help="lean: the same with a third of the CPU."
 )
 @setting("--log-format", default="text", type=click.Choice(["text", "json"]), help="Of the log, on stderr.")
-def load(queue_name, queue_url, follow, max_messages, max_seconds, workers, flush, give_up_after, client, log_format):
+@setting("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics here.")
+def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port, **bounds):
     """Receives messages, lands them in raw.sqs_messages, commits, deletes them. Ends when the queue is drained.
 
     Prints one line: received = landed + duplicates + refused + returned. Ctrl-C or SIGTERM ends it in good order; a
-    second one at once, and nothing is lost by that either.
+    second one at once, and nothing is lost by that either. On a terminal, a line shows how far it is.
     """
     report = Report(log_format, progress=sys.stderr.isatty() and log_format == "text")
     database = Database(give_up_after)
     database.open()
-    queue = Queue(*connect(workers * 2, lean=client == "lean"), queue_name, queue_url, give_up_after)
+    queue = Queue(*connect(bounds["workers"] * 2, client == "lean"), queue_name, queue_url, give_up_after)
     queue.say = database.say = report.say
-    run = Run(
-        queue, database, report,
-        workers=workers, flush=flush, follow=follow, max_messages=max_messages, max_seconds=max_seconds,
-    )  # fmt: skip
+    run = Run(queue, database, report, **bounds, watched=report.progress or metrics_port is not None)
+    if metrics_port:
+        from loader import metrics
+
+        metrics.serve(run, metrics_port)
     stop_on_signals(run)
     run.start()
     try:
         run.wait()
     finally:
+        report.end_progress()
         click.echo(report.result())
+    if run.drained:
+        run.say_what_is_left()
     if report.counts["refused"]:
         raise errors.MessagesRefused(refused=report.counts["refused"])
 
 
+def stop_on_signals(run: Run) -> None:
+    def stop(number, frame):
+        if run.stopping.is_set():
+            os._exit(128 + number)
+        run.stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
 @main.command(context_settings=SETTINGS, epilog=errors.exit_statuses())
-@setting("--queue-name", default="login-queue", help="The queue, by name.")
-@setting("--queue-url", help="The queue, by URL, where its name does not say enough.")
+@queue_options
+def redrive(queue_name, queue_url):
+    """Moves the messages of the dead-letter queue back to the queue, by SQS's own StartMessageMoveTask."""
+    queue = Queue(*connect(1, lean=False), queue_name, queue_url)
+    for task in queue.redrive():
+        moved, total = task.get("ApproximateNumberOfMessagesMoved", 0), task.get("ApproximateNumberOfMessagesToMove", 0)
+    if task["Status"] != "COMPLETED":
+        raise errors.CannotRedrive(reason=f"the task ended as {task['Status']} after {moved} of {total} messages")
+    click.echo(f"moved {moved} of {total} messages back to {queue.name}")
+
+
+@main.command(context_settings=SETTINGS, epilog=errors.exit_statuses())
+@queue_options
 @setting("--max-lag", default=3600.0, type=click.FloatRange(0), help="Seconds that a message may wait, for each step.")
 @setting("--json", is_flag=True, help="For a machine: ages in seconds, null for what could not be seen.")
 @click.pass_context
@@ -108,11 +140,14 @@ def status(ctx, queue_name, queue_url, max_lag, json):
     ctx.exit(seen.exit_status)
 
 
-def stop_on_signals(run: Run) -> None:
-    def stop(number, frame):
-        if run.stopping.is_set():
-            os._exit(128 + number)
-        run.stopping.set()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+@main.command(context_settings=SETTINGS, epilog=errors.exit_statuses())
+@queue_options
+@setting("--flush", default=500, type=click.IntRange(1, 10_000), help="How many messages a transaction is to have.")
+def doctor(queue_name, queue_url, flush):
+    """Checks all that a load depends on, one line each, with the remedy. Lands a made-up batch, and rolls it back."""
+    failed = 0
+    for check in examine(lambda: Queue(*connect(1), queue_name, queue_url), Database(), flush):
+        click.echo(str(check))
+        failed += not check.well
+    if failed:
+        raise errors.NotWell(failed=failed)

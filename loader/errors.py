@@ -69,13 +69,19 @@ class MessagesRefused(LoaderError):
 
 
 class NotWell(LoaderError):
-    """Something needs a person."""
+    """Not all is well: {failed} of the checks failed, and beside each is what to do."""
 
-    exit_status, meaning = 11, "status: something needs a person"
+    exit_status, meaning = 11, "status, doctor: something needs a person"
 
 
 class NotBuilt(NotMigrated):
     """dbt has not built analytics: {reason}. Run `make migrate` as migrator, then `make build` as transformer_user."""
+
+
+class CannotRedrive(LoaderError):
+    """Nothing is moved: {reason}."""
+
+    exit_status, meaning = 12, "redrive: there is nothing to move from, or SQS cannot"
 
 
 def exit_statuses() -> str:

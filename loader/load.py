@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from loader.errors import LoaderError
 from loader.land import Away, Database
-from loader.report import Report
-from loader.sqs import BATCH, LONG_POLL, MAX_VISIBILITY, Message, Queue
+from loader.report import LOOK_EVERY, Report
+from loader.sqs import BATCH, KINDS, LONG_POLL, MAX_VISIBILITY, Message, Queue
 
 FLUSH_BYTES = 4 * 1024 * 1024
 GRACE = 5  # seconds that a flush in hand is given, once the loader is told to stop
@@ -72,6 +72,14 @@ def keep_visible(run: "Run") -> None:
             list(pool.map(run.keep, due))
 
 
+def watch(run: "Run") -> None:
+    """Looks at the queue's own counters now and then, for the progress line and the metrics."""
+    while not run.over.is_set():
+        with suppress(LoaderError):
+            run.report.look(run.queue.backlog(run.queue.attributes()))
+        run.over.wait(LOOK_EVERY)
+
+
 @dataclass(eq=False)
 class Batch:
     """The messages that a worker holds, by id: received, and not yet landed and deleted."""
@@ -113,9 +121,11 @@ class Run:
         follow: bool = False,
         max_messages: int | None = None,
         max_seconds: float | None = None,
+        watched: bool = False,
     ):
         self.queue, self.database, self.report = queue, database, report
         self.workers, self.flush, self.follow, self.max_seconds = workers, flush, follow, max_seconds
+        self.watched = watched
         self.stopping = queue.stopping = database.stopping = threading.Event()
         self.over = threading.Event()  # all workers have left
         self.error: BaseException | None = None
@@ -128,14 +138,14 @@ class Run:
         self.left = float("inf") if max_messages is None else max_messages
 
     def start(self) -> None:
-        for target in [keep_visible] + [work] * self.workers:
+        for target in [keep_visible, watch][: 1 + self.watched] + [work] * self.workers:
             threading.Thread(target=target, args=[self], name=target.__name__, daemon=True).start()
 
     def wait(self) -> None:
         """Returns when all workers have left; soon after being told to stop, whatever the database does."""
         began, told = time.monotonic(), None
         while not self.over.wait(0.2):
-            self.report.tick(self)
+            self.report.show_progress()
             if self.max_seconds is not None and time.monotonic() - began > self.max_seconds:
                 self.stopping.set()
             if self.stopping.is_set():
@@ -146,6 +156,14 @@ class Run:
                     break
         if self.error:
             raise self.error
+
+    def say_what_is_left(self) -> None:
+        """Nothing more came; but others may hold messages, and some may be delayed. SQS counts them roughly."""
+        with suppress(LoaderError):
+            attributes = self.queue.attributes()
+            if self.queue.backlog(attributes):
+                left = {kind or "Visible": attributes.get(f"ApproximateNumberOfMessages{kind}") for kind in KINDS}
+                self.report.say("drained, but the queue counts more messages", **left)
 
     def goes_on(self) -> bool:
         return not (self.stopping.is_set() or self.drained or self.left <= 0)

@@ -1,35 +1,36 @@
-"""What the loader tells: counts and ids, never a value. The result on stdout, everything else on stderr."""
+"""What the loader tells: counts and ids, never a value. The result goes to stdout, everything else to stderr."""
 
 import json
 import sys
 import threading
 import time
 from bisect import bisect_left
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
+LOOK_EVERY = 5  # seconds between two looks at the queue's counters, which are rough and lag behind
 FLUSH_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 COUNTS = {
     "received": "Deliveries received from SQS.",
-    "landed": "Messages that were new and are now in raw.sqs_messages.",
+    "landed": "Messages that were new, and are now in raw.sqs_messages.",
     "duplicates": "Deliveries of messages that had landed before.",
     "deleted": "Deliveries settled by deleting the message.",
     "refused": "Deliveries that PostgreSQL refused; they stay on the queue.",
 }
-LOOK_EVERY = 5  # seconds between two looks at the queue's own counters
 
 
 class Report:
-    def __init__(self, log_format: str = "text", progress: bool = False, watch: bool = False):
-        self.json = log_format == "json"
+    """Counts for the result, the progress line and the metrics."""
+
+    def __init__(self, log_format: str = "text", progress: bool = False):
+        self.as_json = log_format == "json"
         self.progress = progress
-        self.watch = watch or progress
         self.lock = threading.Lock()
         self.counts = dict.fromkeys(COUNTS, 0)
-        self.flushes = [0] * (len(FLUSH_BOUNDS) + 1)
+        self.flushes = [0] * (len(FLUSH_BOUNDS) + 1)  # how many took up to each bound, and longer than the last
         self.flush_seconds = 0.0
-        self.last_success: float | None = None
-        self.oldest: float = 0
-        self.backlog: int | None = None
+        self.last_success = 0.0
+        self.oldest_sent = 0.0
+        self.looks: list[tuple[float, int, int]] = []  # the last two: when, backlog, landed by then
 
     def add(self, **counts: int) -> None:
         with self.lock:
@@ -37,31 +38,46 @@ class Report:
                 self.counts[name] += number
 
     def landed(self, landing, seconds: float) -> None:
-        sent = [int(each.sent_at) / 1000 for each in landing.durable if each.sent_at]
         for message, why in landing.refused:
             self.say("PostgreSQL refused a message", message_id=message.id, why=why)
-        self.add(
-            landed=landing.landed,
-            duplicates=landing.duplicates,
-            refused=sum(message.deliveries for message, _ in landing.refused),
-        )
         with self.lock:
+            self.counts["landed"] += landing.landed
+            self.counts["duplicates"] += landing.duplicates
+            self.counts["refused"] += sum(message.deliveries for message, _ in landing.refused)
             self.flushes[bisect_left(FLUSH_BOUNDS, seconds)] += 1
             self.flush_seconds += seconds
             if landing.durable:
                 self.last_success = time.time()
-                self.oldest = self.last_success - min(sent, default=self.last_success)
+                self.oldest_sent = min(int(message.sent_at or 0) for message in landing.durable) / 1000
 
     def say(self, event: str, **details: object) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        if self.json:
+        if self.as_json:
             line = json.dumps({"at": now, "event": event, **details})
         else:
             line = f"{now} {event}" + "".join(f" {name}={value}" for name, value in details.items())
         print(("\r\033[K" if self.progress else "") + line, file=sys.stderr, flush=True)
 
-    def tick(self, run) -> None:
-        pass
+    def look(self, backlog: int) -> None:
+        self.looks = [*self.looks[-1:], (time.monotonic(), backlog, self.counts["landed"])]
+
+    @property
+    def backlog(self) -> int:
+        """Messages on the queue, in flight or not, when last looked at."""
+        return self.looks[-1][1] if self.looks else 0
+
+    @property
+    def oldest(self) -> float:
+        """Age in seconds of the oldest message landed last; of none, once there is none."""
+        return time.time() - self.oldest_sent if self.backlog and self.oldest_sent else 0
+
+    def show_progress(self) -> None:
+        if self.progress:
+            print(f"\r\033[K{progress_line(self.looks, self.counts['landed'])}", end="", file=sys.stderr, flush=True)
+
+    def end_progress(self) -> None:
+        if self.progress:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
     def result(self) -> str:
         """received = landed + duplicates + refused + returned. What landed and is not deleted comes again."""
@@ -73,3 +89,17 @@ class Report:
             f"refused {counts['refused']}, returned {returned}; "
             f"deleted {counts['deleted']}, not deleted {durable - counts['deleted']}"
         )
+
+
+def progress_line(looks: list[tuple[float, int, int]], landed: int) -> str:
+    """Landed, rate, backlog, and whether the backlog shrinks: it does when more is landed than arrives."""
+    line = f"landed {landed:,}"
+    if len(looks) < 2:
+        return line
+    (before, backlog_before, landed_before), (now, backlog, landed_now) = looks
+    rate = (landed_now - landed_before) / (now - before)
+    gain = (backlog_before - backlog) / (now - before)
+    line += f", {rate:,.0f}/s; backlog {backlog:,}"
+    if backlog and gain > 0:
+        return f"{line}, gaining {gain:,.0f}/s on arrivals, done in {timedelta(seconds=round(backlog / gain))}"
+    return f"{line}, losing {-gain:,.0f}/s to arrivals" if gain < 0 else line

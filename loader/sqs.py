@@ -24,6 +24,9 @@ MAX_VISIBILITY = 12 * 3600  # seconds from the first receive, by SQS's own limit
 DELETE_ATTEMPTS = 4
 SYSTEM_ATTRIBUTES = ["SentTimestamp", "ApproximateReceiveCount", "MessageGroupId", "SequenceNumber"]
 
+KINDS = ("", "NotVisible", "Delayed")
+
+NO_SUCH_CALL = {"InvalidAction", "NotImplemented", "UnknownOperationException", "UnsupportedOperation"}
 NO_QUEUE = {"QueueDoesNotExist", "NonExistentQueue", "QueueDeletedRecently"}
 NO_CREDENTIALS = {
     "AuthFailure", "ExpiredToken", "ExpiredTokenException", "IncompleteSignature", "InvalidAccessKeyId",
@@ -164,6 +167,45 @@ class Queue:
 
     def attributes(self) -> dict[str, str]:
         return self.once("GetQueueAttributes", QueueUrl=self.url, AttributeNames=["All"])["Attributes"]
+
+    @staticmethod
+    def backlog(attributes: dict[str, str]) -> int:
+        """Messages on the queue, by SQS's own rough count: to be had, in flight, delayed."""
+        return sum(int(attributes.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in KINDS)
+
+    def peek(self) -> list[Message]:
+        """Some messages, which everybody else can still receive. It counts as a receive of them all the same."""
+        answer = self.once(
+            "ReceiveMessage",
+            QueueUrl=self.url,
+            MaxNumberOfMessages=BATCH,
+            VisibilityTimeout=0,
+            MessageSystemAttributeNames=["SentTimestamp"],
+        )
+        return [Message.of(each) for each in answer.get("Messages", ())]
+
+    def beside(self, name: str) -> "Queue":
+        """Another queue of the same account."""
+        return Queue(self.client, self.fast, name, give_up_after=self.give_up_after)
+
+    def redrive(self) -> Iterator[dict]:
+        """Moves the messages of the dead-letter queue back, by SQS's own task; tells how far it is until it ends."""
+        policy = json.loads(self.attributes().get("RedrivePolicy") or "{}")
+        if not policy:
+            raise errors.CannotRedrive(reason=f"{self.name} has no dead-letter queue")
+        source = policy["deadLetterTargetArn"]
+        try:
+            self.client.start_message_move_task(SourceArn=source, DestinationArn=self.attributes()["QueueArn"])
+        except AWS_ERRORS as error:
+            if code_of(error) in NO_SUCH_CALL:
+                raise errors.CannotRedrive(reason="this SQS has no StartMessageMoveTask") from None
+            raise self.explained(error, "StartMessageMoveTask") from None
+        while True:
+            task = self.once("ListMessageMoveTasks", SourceArn=source, MaxResults=1)["Results"][0]
+            yield task
+            if task["Status"] not in ("RUNNING", "CANCELLING"):
+                return
+            time.sleep(1)
 
     def patiently(self, operation: str, **parameters) -> dict:
         began = time.monotonic()

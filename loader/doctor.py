@@ -1,0 +1,139 @@
+"""`loader doctor`: looks at everything a load depends on, changes nothing, and says what to do about what is wrong."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+from loader.errors import LoaderError
+from loader.land import Database, insert
+from loader.sqs import Message, Queue
+from loader.status import age_of_oldest, span
+
+ENOUGH_RECEIVES = 3  # a loader that is killed, or a message released on shutdown, costs one
+PRIVILEGES = """
+    select
+        has_column_privilege('raw.sqs_messages', 'body', 'select'),
+        (select rolsuper from pg_catalog.pg_roles where rolname = current_user),
+        current_user
+"""
+# The loader may not look at the keys; that there is something in the table, anybody may see.
+KEYS = """
+    select coalesce(sum(pg_catalog.pg_relation_size(c.oid)), 0)
+    from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+    where n.nspname = 'masking' and c.relname = 'keys'
+"""
+
+
+@dataclass
+class Check:
+    name: str
+    well: bool
+    finding: str
+
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.well else 'FAIL'}  {self.name:<19} {self.finding}"
+
+
+def examine(open_queue: Callable[[], Queue], database: Database, flush: int) -> Iterator[Check]:
+    """One check after the other. What cannot be examined, because an earlier check failed, is left out."""
+    queue = None
+    try:
+        queue = open_queue()
+        attributes = queue.attributes()
+        yield Check("queue", True, f"{queue.name} in {queue.region}, about {queue.backlog(attributes)} messages")
+        yield dead_letters(queue, attributes)
+        yield retention(queue, attributes)
+    except LoaderError as error:
+        yield Check("queue", False, str(error))
+    try:
+        database.open()
+        version = database.connection.server_version // 10000
+        yield Check("database", True, f"{database.connection.info.dbname}, PostgreSQL {version}")
+        yield Check("migrations", True, "what landing needs is there, and may be used")
+        with database.transaction() as cursor:
+            yield grants(cursor)
+            yield keys(cursor)
+        if queue:
+            yield visibility(queue, seconds_to_land(database, flush), flush)
+    except LoaderError as error:
+        yield Check("database", False, str(error))
+
+
+def dead_letters(queue: Queue, attributes: dict[str, str]) -> Check:
+    policy = json.loads(attributes.get("RedrivePolicy") or "{}")
+    if not policy:
+        return Check(
+            "dead-letter queue", False,
+            f"{queue.name} has none, so that a message PostgreSQL refuses comes again until it expires: "
+            "set a RedrivePolicy with maxReceiveCount 5",
+        )  # fmt: skip
+    receives, name = int(policy["maxReceiveCount"]), policy["deadLetterTargetArn"].rpartition(":")[2]
+    if receives < ENOUGH_RECEIVES:
+        return Check(
+            "dead-letter queue", False,
+            f"maxReceiveCount is {receives}, so that loaders which are killed send good messages to {name}: "
+            "set 5 in the RedrivePolicy",
+        )  # fmt: skip
+    dead = queue.beside(name)
+    if waiting := dead.backlog(dead.attributes()):
+        return Check(
+            "dead-letter queue", False,
+            f"{name} holds {waiting} messages: mend what stopped them, then run `python -m loader redrive`",
+        )  # fmt: skip
+    return Check("dead-letter queue", True, f"{name}, after {receives} receives; it is empty")
+
+
+def retention(queue: Queue, attributes: dict[str, str]) -> Check:
+    kept = timedelta(seconds=int(attributes["MessageRetentionPeriod"]))
+    if not queue.backlog(attributes):
+        return Check("retention", True, f"messages are kept for {span(kept)}, and none waits")
+    if (age := age_of_oldest(queue.name) or age_of_some(queue, attributes)) is None:
+        return Check("retention", True, f"messages are kept for {span(kept)}; how old the oldest is, nobody tells")
+    finding = f"messages are kept for {span(kept)}, the oldest has waited for {span(age)}"
+    if age > kept / 2:
+        finding += ": run more loaders, or raise MessageRetentionPeriod, before messages expire"
+    return Check("retention", age <= kept / 2, finding)
+
+
+def age_of_some(queue: Queue, attributes: dict[str, str]) -> timedelta | None:
+    """Of the oldest of ten, where CloudWatch does not tell. Looking counts as a receive: not where few are allowed."""
+    policy = json.loads(attributes.get("RedrivePolicy") or "{}")
+    if int(policy.get("maxReceiveCount", ENOUGH_RECEIVES)) < ENOUGH_RECEIVES:
+        return None
+    sent = [int(each.sent_at) / 1000 for each in queue.peek() if each.sent_at]
+    return timedelta(seconds=time.time() - min(sent)) if sent else None
+
+
+def visibility(queue: Queue, seconds: float, flush: int) -> Check:
+    finding = f"{queue.visibility} s; landing {flush} messages takes {seconds:.3f} s"
+    if queue.visibility < 3 * seconds:
+        finding += f": raise VisibilityTimeout to {int(3 * seconds) + 1} at least, or lower --flush"
+    return Check("visibility timeout", queue.visibility >= 3 * seconds, finding)
+
+
+def seconds_to_land(database: Database, flush: int) -> float:
+    """Measured with made-up messages in a transaction that is rolled back."""
+    messages = [Message(f"doctor-{n}", "", "x" * 200, "0", "1", None, None, None) for n in range(flush)]
+    began = time.monotonic()
+    with database.transaction() as cursor:
+        insert(cursor, "doctor", messages)
+        cursor.connection.rollback()
+    return time.monotonic() - began
+
+
+def grants(cursor) -> Check:
+    cursor.execute(PRIVILEGES)
+    reads_bodies, is_superuser, login = cursor.fetchone()
+    if reads_bodies or is_superuser:
+        return Check("grants", False, f"{login} can read bodies: load as a login that has the role loader and no other")
+    return Check("grants", True, f"{login} may add messages, and read none")
+
+
+def keys(cursor) -> Check:
+    cursor.execute(KEYS)
+    [size] = cursor.fetchone()
+    if not size:
+        return Check("masking key", False, "masking.keys is missing or empty: run `make migrate` as migrator")
+    return Check("masking key", True, "masking.keys is not empty; the loader may see no more of it")
