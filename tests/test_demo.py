@@ -18,17 +18,23 @@ COUNT = 200
 
 @pytest.fixture(scope="module")
 def screens(tmp_path_factory):
-    """What the demo shows the first time, and the second."""
+    """What the demo shows the first time, and the second, to somebody whose shell is set up for other servers."""
     folder = tmp_path_factory.mktemp("demo")
     demo = Stack(folder / "state", pg_port=0, sqs_port=0)
     demo.up()
     traces = {"DBT_TARGET_PATH": str(folder / "target"), "DBT_LOG_PATH": str(folder / "logs")}
+    elsewhere = {
+        "PGHOST": "db.example.com",
+        "PGSSLMODE": "verify-full",
+        "AWS_PROFILE": "work",
+        "HTTP_PROXY": "http://::1:9",
+    }
     try:
         yield [
             subprocess.run(
                 [sys.executable, "-m", "deploy.local", "demo", "--count", str(COUNT)],
                 cwd=ROOT,
-                env=os.environ | traces | {"LOCAL_STATE": str(demo.folder)},
+                env=os.environ | traces | elsewhere | {"LOCAL_STATE": str(demo.folder)},
                 capture_output=True,
                 text=True,
             )

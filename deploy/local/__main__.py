@@ -13,7 +13,7 @@ from deploy.local import demo
 from deploy.local.events import generate
 from deploy.local.processes import StackError
 from deploy.local.queues import client, ensure_queue, send
-from deploy.local.stack import LOGINS, Stack
+from deploy.local.stack import ELSEWHERE, LOGINS, Stack
 
 QUEUE = "login-queue"
 
@@ -35,6 +35,7 @@ def main() -> None:
 @main.command()
 def up() -> None:
     """Start both, and make what is missing."""
+    _stay_here()
     stack.up()
     ensure_queue(client(stack.environment("loader_user")), QUEUE)
     click.echo("`make migrate` prepares the database; `make -s env AS=analyst_user` prints how to connect.", err=True)
@@ -91,6 +92,7 @@ def send_messages(count: int, seed: int, file: BinaryIO | None, queue_name: str)
         sqs = client(os.environ)
     else:
         _must_run()
+        _stay_here()
         sqs = client(stack.environment("loader_user"))
     bodies = _lines(file) if file else (event.body for event in generate(count, seed))
     sent = send(sqs, ensure_queue(sqs, queue_name), bodies)
@@ -101,6 +103,7 @@ def send_messages(count: int, seed: int, file: BinaryIO | None, queue_name: str)
 @click.option("--count", type=click.IntRange(1), default=1000, show_default=True, help="How many messages to make.")
 def run_demo(count: int) -> None:
     """Take made-up logins through the whole pipeline."""
+    _stay_here()
     demo.run(stack, QUEUE, count)
 
 
@@ -112,6 +115,12 @@ def _environment(login: str) -> dict[str, str]:
         return dict(os.environ)
     _must_run()
     return stack.program(login)
+
+
+def _stay_here() -> None:
+    """Forget the caller's own servers and profiles: libpq and boto3 would read them in this process too."""
+    for name in [name for name in os.environ if name.startswith(ELSEWHERE)]:
+        del os.environ[name]
 
 
 def _must_run() -> None:

@@ -36,6 +36,7 @@ SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
 }
+ELSEWHERE = ("PG", "AWS_")  # how the variables begin that lead to other servers
 STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 log = logging.getLogger("deploy.local")
@@ -116,7 +117,7 @@ class Stack:
 
     def program(self, login: str, database: str | None = None) -> dict[str, str]:
         """The whole environment of a program that is to work here: the caller's, without what leads elsewhere."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "AWS_"))}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(ELSEWHERE)}
         return kept | self.shell(login, database)
 
     def connect(self, login: str, database: str | None = None, **options: Any) -> Connection:
