@@ -1,0 +1,257 @@
+"""What the loader shows: a progress line, logs, metrics, and what doctor and redrive say."""
+
+import contextlib
+import json
+import os
+import pty
+import socket
+import subprocess
+import sys
+import urllib.request
+from datetime import timedelta
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from loader.doctor import retention
+from loader.report import progress_line
+from tests import faults
+from tests.loading import Loading, a_loading, create_queue, end, until
+
+loading = pytest.fixture(a_loading)
+
+
+@pytest.mark.parametrize(
+    ("looks", "line"),
+    [
+        pytest.param([], "landed 1,500", id="nothing-known"),
+        pytest.param([(0, 9000, 0)], "landed 1,500", id="looked-once"),
+        pytest.param(
+            [(0, 9000, 0), (5, 8000, 1500)],
+            "landed 1,500, 300/s; backlog 8,000, gaining 200/s on arrivals, done in 0:00:40",
+            id="gaining",
+        ),
+        pytest.param(
+            [(0, 8000, 0), (5, 9000, 1500)], "landed 1,500, 300/s; backlog 9,000, losing 200/s to arrivals", id="losing"
+        ),
+        pytest.param([(0, 0, 1500), (5, 0, 1500)], "landed 1,500, 0/s; backlog 0", id="idle"),
+    ],
+)
+def test_the_progress_line(looks: list, line: str):
+    assert progress_line(looks, 1500) == line
+
+
+def test_a_terminal_sees_progress_and_a_file_does_not(loading: Loading):
+    loading.send(20)
+    ours, theirs = pty.openpty()
+    with contextlib.closing(os.fdopen(ours, "rb", 0)) as terminal:
+        process = subprocess.run(
+            loading.command(), env=loading.env, stdout=subprocess.PIPE, stderr=theirs, check=True, text=True
+        )
+        os.close(theirs)
+        shown = terminal.read(65536).decode()
+    loading.send(20)
+    status, out, err = end(loading.start())
+
+    assert "landed 20" in shown
+    assert shown.endswith("\r\033[K")
+    assert (
+        process.stdout
+        == out
+        == "received 20: landed 20, duplicates 0, refused 0, returned 0; deleted 20, not deleted 0\n"
+    )
+    assert (status, err) == (0, "")
+
+
+def test_the_json_log_is_one_object_a_line(loading: Loading):
+    loading.send(20)
+    with loading.faulty_sqs(faults.on("DeleteMessageBatch", faults.every_other_delete_fails, {1})):
+        _, _, err = end(loading.start("--log-format", "json", "--workers", "1"))
+
+    events = [json.loads(line) for line in err.splitlines()]
+    assert {"event": "SQS did not delete some messages", "messages": 5, "codes": ["InternalError"], "attempt": 1} in [
+        {name: value for name, value in event.items() if name != "at"} for event in events
+    ]
+
+
+def test_the_metrics_agree_with_the_result(loading: Loading):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    loading.send(20)
+    loader = loading.start("--follow", "--workers", "2", "--metrics-port", str(port))
+    until(lambda: loading.query("select from raw.sqs_messages having count(*) = 20"))
+    until(lambda: loading.waiting() == (0, 0))
+    metrics = until(lambda: read_metrics(port, "loader_deleted_total", 20))
+    status, out, _ = end(loader, 15)
+
+    assert status == 0
+    assert out.startswith("received 20: landed 20, duplicates 0, refused 0, returned 0; deleted 20")
+    assert metrics["loader_received_total"] == metrics["loader_landed_total"] == 20
+    assert metrics["loader_duplicates_total"] == metrics["loader_refused_total"] == metrics["loader_in_flight"] == 0
+    assert metrics["loader_flush_seconds_count"] >= 1
+    assert metrics["loader_database_up"] == 1
+    assert metrics["loader_last_success_timestamp_seconds"] > 1_700_000_000
+    assert {"loader_backlog", "loader_oldest_message_seconds"} <= metrics.keys()
+
+
+def read_metrics(port: int, name: str, value: float) -> dict[str, float] | None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    metrics = {sample.name: sample.value for family in families for sample in family.samples}
+    return metrics if metrics[name] == value else None
+
+
+def test_a_metrics_port_that_is_taken_is_said(loading: Loading):
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        status, _, err = end(loading.start("--metrics-port", str(taken.getsockname()[1])))
+
+    assert status == 2
+    assert err.startswith("No metrics on port ")
+
+
+def test_doctor_finds_nothing_wrong_and_leaves_no_trace(loading: Loading):
+    with_dead_letters(loading, 5)
+    loading.send(3)
+    before = loading.query("select count(*) from raw.loads union all select count(*) from raw.sqs_messages")
+
+    status, out, err = tell(loading, "doctor", "--flush", "100")
+
+    assert (status, err) == (0, "")
+    assert [line[:4] for line in out.splitlines()] == ["ok  "] * 8
+    assert loading.query("select count(*) from raw.loads union all select count(*) from raw.sqs_messages") == before
+    assert loading.waiting() == (3, 0)
+
+
+def arrange_no_policy(loading: Loading) -> None:
+    pass
+
+
+def arrange_one_receive(loading: Loading) -> None:
+    with_dead_letters(loading, 1)
+
+
+def arrange_dead_letters(loading: Loading) -> None:
+    Loading(None, loading.sqs, with_dead_letters(loading, 5), {}).send(2)
+
+
+def arrange_slow_landing(loading: Loading) -> None:
+    with_dead_letters(loading, 5)
+    loading.slow_database(0.5).__enter__()
+
+
+def arrange_no_keys(loading: Loading) -> None:
+    with_dead_letters(loading, 5)
+    loading.execute("truncate masking.keys cascade")
+
+
+def arrange_no_database(loading: Loading) -> None:
+    loading.env = loading.env | {"PGPORT": "1"}
+
+
+def arrange_not_migrated(loading: Loading) -> None:
+    loading.env = loading.env | {"PGDATABASE": "postgres"}
+
+
+def arrange_no_grant(loading: Loading) -> None:
+    loading.execute("revoke insert on raw.loads from loader")
+
+
+def arrange_no_queue(loading: Loading) -> None:
+    loading.env = loading.env | {"LOADER_QUEUE_NAME": "no-such-queue"}
+
+
+def arrange_reads_bodies(loading: Loading) -> None:
+    loading.execute("grant select on raw.sqs_messages to loader")
+
+
+SICK = {
+    "no-dead-letter-queue": (arrange_no_policy, "dead-letter queue", "set a RedrivePolicy with maxReceiveCount 5"),
+    "one-receive-only": (arrange_one_receive, "dead-letter queue", "set 5 in the RedrivePolicy"),
+    "dead-letters": (arrange_dead_letters, "dead-letter queue", "holds 2 messages: mend what stopped them"),
+    "slow-landing": (arrange_slow_landing, "visibility timeout", "raise VisibilityTimeout to 2 at least"),
+    "no-keys": (arrange_no_keys, "masking key", "run `make migrate` as migrator"),
+    "no-database": (arrange_no_database, "database", "Check PGHOST, PGPORT"),
+    "not-migrated": (arrange_not_migrated, "database", "Run `make migrate` as migrator"),
+    "no-grant": (arrange_no_grant, "database", "Grant the role loader to this login"),
+    "no-queue": (arrange_no_queue, "queue", "There is no queue no-such-queue"),
+    "reads-bodies": (arrange_reads_bodies, "grants", "load as a login that has the role loader and no other"),
+}
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_doctor_says_what_is_wrong_and_what_to_do(loading: Loading, name: str):
+    arrange, check, remedy = SICK[name]
+    arrange(loading)
+
+    status, out, _ = tell(loading, "doctor", "--flush", "100")
+
+    assert status == 11
+    assert any(line.startswith(f"FAIL  {check:<19} ") and remedy in line for line in out.splitlines()), out
+
+
+@pytest.mark.parametrize(("days", "well"), [(1, True), (3, False)])
+def test_doctor_compares_the_oldest_message_with_the_retention(loading: Loading, monkeypatch, days: int, well: bool):
+    """CloudWatch knows that age; there is none here."""
+    monkeypatch.setattr("loader.doctor.age_of_oldest", lambda queue_name: timedelta(days=days))
+    loading.send(1)
+    queue = loading.ready().queue
+
+    check = retention(queue, queue.attributes())
+
+    assert check.well is well
+    assert ("before messages expire" in check.finding) is not well
+
+
+def test_redrive_without_a_dead_letter_queue_says_so(loading: Loading):
+    status, out, err = tell(loading, "redrive")
+
+    assert (status, out) == (12, "")
+    assert err == f"Nothing is moved: {loading.queue_name} has no dead-letter queue.\n"
+
+
+def test_redrive_where_sqs_has_no_such_task_says_so(loading: Loading):
+    with_dead_letters(loading, 5)
+
+    assert tell(loading, "redrive") == (12, "", "Nothing is moved: this SQS has no StartMessageMoveTask.\n")
+
+
+def test_redrive_moves_by_a_task_of_sqs(loading: Loading):
+    """The emulator has no such task, so the proxy before it plays it: running when first asked, then complete."""
+    dead = with_dead_letters(loading, 5)
+    started = []
+
+    def task(call: faults.Call) -> None:
+        if call.operation == "StartMessageMoveTask":
+            started.append(json.loads(call.request_body))
+            return call.answer(200, b'{"TaskHandle": "x"}')
+        if call.operation == "ListMessageMoveTasks":
+            state = {"Status": "RUNNING" if call.nth == 1 else "COMPLETED", "ApproximateNumberOfMessagesMoved": 3}
+            return call.answer(
+                200, json.dumps({"Results": [state | {"ApproximateNumberOfMessagesToMove": 3}]}).encode()
+            )
+        return faults.none(call)
+
+    with loading.faulty_sqs(task):
+        status, out, err = tell(loading, "redrive")
+
+    assert (status, out, err) == (0, f"moved 3 of 3 messages back to {loading.queue_name}\n", "")
+    assert started == [{"SourceArn": arn_of(loading, dead), "DestinationArn": arn_of(loading, loading.url)}]
+
+
+def tell(loading: Loading, *command: str) -> tuple[int, str, str]:
+    env = {"LOADER_QUEUE_NAME": loading.queue_name} | loading.env
+    result = subprocess.run([sys.executable, "-m", "loader", *command], env=env, capture_output=True, text=True)
+    assert "Traceback" not in result.stderr, result.stderr
+    return result.returncode, result.stdout, result.stderr
+
+
+def with_dead_letters(loading: Loading, receives: int) -> str:
+    dead = create_queue(loading.sqs)
+    policy = json.dumps({"deadLetterTargetArn": arn_of(loading, dead), "maxReceiveCount": receives})
+    loading.sqs.set_queue_attributes(QueueUrl=loading.url, Attributes={"RedrivePolicy": policy})
+    return dead
+
+
+def arn_of(loading: Loading, url: str) -> str:
+    return loading.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
