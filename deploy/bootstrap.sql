@@ -13,11 +13,13 @@ set log_min_duration_statement = -1;      -- or is slow.
 \set transformer_user_password ''
 \set analyst_user_password ''
 \set privacy_officer_user_password ''
+\set monitor_user_password ''
 \getenv migrator_password MIGRATOR_PASSWORD
 \getenv loader_user_password LOADER_USER_PASSWORD
 \getenv transformer_user_password TRANSFORMER_USER_PASSWORD
 \getenv analyst_user_password ANALYST_USER_PASSWORD
 \getenv privacy_officer_user_password PRIVACY_OFFICER_USER_PASSWORD
+\getenv monitor_user_password MONITOR_USER_PASSWORD
 
 create temporary table logins (login, joins, password) as
 values
@@ -25,7 +27,8 @@ values
     ('loader_user', 'loader', :'loader_user_password'),
     ('transformer_user', 'transformer', :'transformer_user_password'),
     ('analyst_user', 'analyst', :'analyst_user_password'),
-    ('privacy_officer_user', 'privacy_officer', :'privacy_officer_user_password');
+    ('privacy_officer_user', 'privacy_officer', :'privacy_officer_user_password'),
+    ('monitor_user', 'monitor', :'monitor_user_password');
 grant select on logins to public;         -- read below by migrator, who sees no more than this session
 
 -- migrator: owns the database and makes the roles; no superuser, so that a migration cannot reach past both.
