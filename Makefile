@@ -1,7 +1,7 @@
 # The one door: people, the README and CI all come in by these targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test up down env send load migrate build docs bench lint clean \
+.PHONY: help install demo test up down env send load migrate build docs report status bench lint clean \
     rotate-key reveal approve forget leakcheck
 
 PYTHON ?= python3
@@ -60,6 +60,12 @@ build: install  ## dbt: mask, build and test what analysts read (ARGS='--full-re
 docs: install  ## the documentation of every table and column, as one page
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet docs generate --static $(PROJECT)
 	@echo dbt_project/target/static_index.html
+
+report: install  ## logins, versions, locales, shared devices and addresses, what was rejected: one page for analysts
+	@$(LOCAL) run --as analyst_user -- $(BIN)/python -m deploy.report $(ARGS)
+
+status: install  ## how the pipeline does, and whether it needs a person (ARGS='--json' for a machine)
+	@$(LOCAL) run --as analyst_user -- $(BIN)/python -m loader status $(ARGS)
 
 # Privacy. Logins as above; on servers of yours each step takes its own login (PRIVACY.md).
 
