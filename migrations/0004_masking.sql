@@ -32,10 +32,11 @@ create function masking.token(value text, key bytea) returns text
 language sql stable parallel safe
 return encode(extensions.hmac(convert_to(value, 'UTF8'), key, 'sha256'), 'hex');
 
--- Blanks at both ends and ASCII case do not count. Collation C: the same in every database, now and later.
+-- Blanks at both ends and ASCII case do not count. Collation C: the same in every database, now and later; \x0B and not
+-- \v, which is the letter v before PostgreSQL 16.
 create function masking.canonical_text(value text) returns text
 language sql immutable parallel safe
-return lower(btrim(value, E' \t\n\r\v\f') collate "C");
+return lower(btrim(value, E' \t\n\r\x0B\f') collate "C");
 
 create function masking.canonical_device_id(value text) returns text
 language sql immutable parallel safe

@@ -8,8 +8,7 @@ import pytest
 
 from tests.pipeline import dbt, land, query
 
-LOGIN = '{"user_id": "u", "app_version": "2.3.0", "device_type": "ios", "ip": "192.0.2.%s", "locale": "RU", "device_id": "d-%s"}'
-BOUNDARY = ("base_sqs__logins", "stg_sqs__logins", "stg_sqs__mask_consistency")
+LOGIN = '{"user_id": "u", "app_version": "2.3.0", "device_type": "ios", "ip": "192.0.2.%s", "device_id": "d-%s"}'
 
 
 @pytest.fixture(scope="module")
