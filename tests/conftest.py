@@ -67,16 +67,29 @@ class Queue:
         return self.url.rpartition("/")[2]
 
 
+@contextlib.contextmanager
+def temporary_stack(**options: Any) -> Iterator[Stack]:
+    """Both servers, on ports of their own; they end with this process, even where it is killed."""
+    # Not pytest's own folder for this: that is closed to the user whom PostgreSQL runs as.
+    folder = tempfile.mkdtemp(prefix="masked-logins-test-")
+    # Waits for the other end of its input to close, which not even SIGKILL prevents.
+    janitor = ["sh", "-c", 'read _; exec "$@"', "sh", sys.executable, "-m", "deploy.local", "remove"]
+    with subprocess.Popen(
+        janitor, cwd=ROOT, env=os.environ | {"LOCAL_STATE": folder}, stdin=subprocess.PIPE, start_new_session=True
+    ):
+        stack = Stack(Path(folder), pg_port=0, sqs_port=0, **options)
+        try:
+            stack.up()
+            yield stack
+        finally:
+            stack.remove()
+
+
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """Both servers, on ports of their own; the database `logins` is there, and empty."""
-    # Not pytest's own folder for this: that is closed to the user whom PostgreSQL runs as.
-    stack = Stack(Path(tempfile.mkdtemp(prefix="masked-logins-test-")), pg_port=0, sqs_port=0)
-    try:
-        stack.up()
+    """The servers of this worker; the database `logins` is there, and empty."""
+    with temporary_stack() as stack:
         yield stack
-    finally:
-        stack.remove()
 
 
 @pytest.fixture(scope="session")
@@ -141,13 +154,8 @@ def migrated_either(request: pytest.FixtureRequest, stack: Stack, migrated: Data
         programs = choose_postgres(str(request.param), None)
     except StackError:
         pytest.skip(f"there is no PostgreSQL {request.param} here")
-    folder = Path(tempfile.mkdtemp(prefix="masked-logins-test-"))
-    other = Stack(folder, postgres_bin=programs, pg_port=0, sqs_port=0)
-    try:
-        other.up()
+    with temporary_stack(postgres_bin=programs) as other:
         yield migrate(Database(other, DATABASE))
-    finally:
-        other.remove()
 
 
 @pytest.fixture(scope="module")

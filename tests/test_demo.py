@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.events import generate
-from deploy.local.stack import Stack
+from tests.conftest import temporary_stack
 
 ROOT = Path(__file__).parents[1]
 COUNT = 200
@@ -20,8 +20,6 @@ COUNT = 200
 def screens(tmp_path_factory):
     """What the demo shows the first time, and the second, to somebody whose shell is set up for other servers."""
     folder = tmp_path_factory.mktemp("demo")
-    demo = Stack(folder / "state", pg_port=0, sqs_port=0)
-    demo.up()
     traces = {"DBT_TARGET_PATH": str(folder / "target"), "DBT_LOG_PATH": str(folder / "logs")}
     elsewhere = {
         "PGHOST": "db.example.com",
@@ -29,19 +27,17 @@ def screens(tmp_path_factory):
         "AWS_PROFILE": "work",
         "HTTP_PROXY": "http://::1:9",
     }
-    try:
+    with temporary_stack() as stack:
         yield [
             subprocess.run(
                 [sys.executable, "-m", "deploy.local", "demo", "--count", str(COUNT)],
                 cwd=ROOT,
-                env=os.environ | traces | elsewhere | {"LOCAL_STATE": str(demo.folder)},
+                env=os.environ | traces | elsewhere | {"LOCAL_STATE": str(stack.folder)},
                 capture_output=True,
                 text=True,
             )
             for _ in range(2)
         ]
-    finally:
-        demo.remove()
 
 
 def test_the_screen_adds_up(screens):

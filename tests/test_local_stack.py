@@ -13,7 +13,7 @@ import psycopg2
 import pytest
 
 from deploy.local.postgres import choose_postgres, find_postgres, major
-from deploy.local.processes import StackError
+from deploy.local.processes import StackError, wait
 from deploy.local.stack import DATABASE, LOGINS, SUPERUSER, Stack
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +116,17 @@ def test_a_crash_loses_nothing_that_was_committed(own):
     assert query(own, "select n from committed") == [(1,)]
 
 
+def test_the_servers_of_a_test_run_that_is_killed_end_too():
+    run = "from tests.conftest import temporary_stack as t\nwith t() as stack: print(stack.folder, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", run], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as killed:
+        folder = Path(killed.stdout.readline().strip())
+        assert processes_of(folder)
+        killed.kill()
+    wait(lambda: not folder.exists() and not processes_of(folder), f"{folder} is still there.")
+
+
 def test_settings_of_a_tests_own_reach_the_server(own):
     own.settings["log_statement"] = "all"
     own.up()
@@ -196,6 +207,15 @@ def test_a_folder_in_tmp_that_somebody_else_made_is_not_used(hidden):
     with pytest.raises(StackError, match=f"{target} belongs to another user"):
         own.up()
     own.remove()
+
+
+@as_root
+def test_another_users_stack_is_left_alone(hidden):
+    own = Stack(hidden / "state", pg_port=0, sqs_port=0)
+    (own.folder / "postgres").mkdir(parents=True)
+    os.chown(own.folder / "postgres", 12345, 12345)
+    with pytest.raises(StackError, match="postgres belongs to another user: remove it, or act as that user"):
+        own.up()
 
 
 # Which PostgreSQL.

@@ -80,7 +80,7 @@ class Account:
 
     def folder(self, wanted: Path) -> None:
         """Make a folder for this account alone; where it cannot get to, a link to one that it can."""
-        if not wanted.is_symlink() and not self.reaches(wanted.parent):
+        if not os.path.lexists(wanted) and not self.reaches(wanted.parent):
             wanted.symlink_to(self._reachable() / f"masked-logins-{_fingerprint(wanted)}")
         target = wanted.resolve()
         try:
