@@ -4,8 +4,9 @@ import contextlib
 
 import psycopg2.errors
 import pytest
+import yaml
 
-from tests.conftest import administration
+from tests.conftest import ROOT, administration
 from tests.pipeline import dbt, land
 
 LOGIN = '{{"user_id":"u{}","app_version":"1.0","device_type":"ios","ip":"192.0.2.1","locale":null,"device_id":"d"}}'
@@ -97,3 +98,15 @@ def test_the_monitor_sees_this_and_nothing_else(built, cursor):
     finally:
         with administration(built.stack) as administrator:
             administrator.execute("drop role watcher")
+
+
+@pytest.mark.parametrize("name", ["pipeline_health", "pipeline_rejected"])
+def test_the_exporter_finds_the_columns_it_is_told_of(cursor, name):
+    queries = yaml.safe_load((ROOT / "deploy" / "monitoring" / "queries.yaml").read_text())
+    cursor.execute("set local role monitor")
+    cursor.execute(queries[name]["query"])
+
+    assert [column.name for column in cursor.description] == [
+        column for metric in queries[name]["metrics"] for column in metric
+    ]
+    assert cursor.rowcount == (1 if name == "pipeline_health" else 2)

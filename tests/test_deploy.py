@@ -1,0 +1,194 @@
+"""What deploy/ says must be true of the programs that it starts, watches and gives rights to."""
+
+import json
+import re
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from deploy.local.stack import LOGINS
+from loader.cli import main
+from loader.metrics import Metrics
+from loader.report import Report
+from tests.conftest import ROOT
+from tests.pipeline import dbt
+
+DEPLOY = ROOT / "deploy"
+MONITORING = DEPLOY / "monitoring"
+PROMETHEUS = json.loads((MONITORING / "grafana" / "dashboard.json").read_text())["panels"][0]["datasource"]
+
+
+class Template(yaml.SafeLoader):
+    """CloudFormation: !Ref and its like are taken as what they are given."""
+
+
+Template.add_multi_constructor("!", lambda loader, tag, node: node.value)
+
+
+def documents(path, loader=yaml.SafeLoader):
+    return list(yaml.load_all(path.read_text(), loader))
+
+
+# Watching: dashboards and alerts rest on metrics that exist.
+
+
+def metrics() -> set[str]:
+    """Everything that loader and postgres_exporter show, and what Prometheus itself adds."""
+    run = SimpleNamespace(
+        report=Report(), batches=[], database=SimpleNamespace(there=SimpleNamespace(is_set=lambda: True))
+    )
+    names = {sample.name for metric in Metrics(run).collect() for sample in metric.samples}
+    for query, details in documents(MONITORING / "queries.yaml")[0].items():
+        names |= {f"{query}_{column}" for metric in details["metrics"] for column in metric}
+    return names | {"up"}
+
+
+def named_in(expression: str) -> set[str]:
+    """The metrics of a PromQL expression: names that are no function, label or word of the language."""
+    bare = re.sub(r'"[^"]*"|\{[^}]*\}|\[[^]]*\]|\b(by|without)\s*\([^)]*\)', " ", expression)
+    return set(re.findall(r"\b[a-z_]\w*\b(?!\s*\()", bare)) - {"and", "or", "unless"}
+
+
+def test_every_panel_shows_a_metric_that_exists():
+    panels = json.loads((MONITORING / "grafana" / "dashboard.json").read_text())["panels"]
+    shown = {
+        panel["title"]: [named_in(target["expr"]) for target in panel["targets"]]
+        for panel in panels
+        if panel["datasource"] == PROMETHEUS
+    }
+    assert all(names and names <= metrics() for targets in shown.values() for names in targets), shown
+    assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def test_every_data_source_of_the_dashboard_is_provisioned():
+    panels = json.loads((MONITORING / "grafana" / "dashboard.json").read_text())["panels"]
+    provisioned = documents(MONITORING / "grafana" / "datasources.yml")[0]["datasources"]
+    assert {(panel["datasource"]["type"], panel["datasource"]["uid"]) for panel in panels} == {
+        (source["type"], source["uid"]) for source in provisioned
+    }
+
+
+def alerts() -> dict[str, dict]:
+    return {
+        rule["alert"]: rule for group in documents(MONITORING / "alerts.yml")[0]["groups"] for rule in group["rules"]
+    }
+
+
+def test_every_alert_rests_on_metrics_that_exist_and_says_what_to_do():
+    for name, rule in alerts().items():
+        assert named_in(rule["expr"]) <= metrics(), name
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert set(rule["annotations"]) == {"summary", "remedy"}
+
+
+def test_every_alert_is_seen_to_fire_and_to_stay_silent():
+    tests = [test for case in documents(MONITORING / "alerts_test.yml")[0]["tests"] for test in case["alert_rule_test"]]
+    assert {test["alertname"] for test in tests if test.get("exp_alerts")} == set(alerts())
+    assert {test["alertname"] for test in tests if not test.get("exp_alerts")} == set(alerts())
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool tests the alert rules: apt install prometheus")
+def test_the_alert_rules_pass_their_own_tests():
+    for command in ("check rules --lint=all", "test rules"):
+        file = "alerts_test.yml" if command == "test rules" else "alerts.yml"
+        result = subprocess.run(["promtool", *command.split(), MONITORING / file], capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+# Rights: the policies allow what the loader calls, and no more.
+
+
+def actions(statements: list[dict], sid: str) -> set[str]:
+    (statement,) = [statement for statement in statements if statement["Sid"] == sid]
+    return set(statement["Action"])
+
+
+def test_the_loader_may_call_what_it_calls_and_no_more():
+    source = "".join(path.read_text() for path in (ROOT / "loader").glob("*.py"))
+    called = re.findall(r'\.(?:once|patiently)\(\s*"(\w+)"', source)
+    allowed = set()
+    for policy in ("iam-loader.json", "iam-redrive.json"):
+        for statement in json.loads((DEPLOY / "aws" / policy).read_text())["Statement"]:
+            allowed |= set(statement["Action"])
+    needed = {f"sqs:{operation.removesuffix('Batch')}" for operation in called}
+    # to move messages back takes these of who asks for it, though the loader itself calls but the first
+    moving = {"sqs:StartMessageMoveTask", "sqs:SendMessage", "sqs:ListMessageMoveTasks"}
+
+    assert {"sqs:ReceiveMessage", "sqs:DeleteMessage"} <= needed
+    assert needed <= allowed
+    assert allowed - moving <= needed
+
+
+def test_the_template_has_the_policy_of_the_file():
+    policy = json.loads((DEPLOY / "aws" / "iam-loader.json").read_text())["Statement"]
+    (template,) = documents(DEPLOY / "aws" / "pipeline.yaml", Template)
+    role = template["Resources"]["LoaderRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
+    for statement in policy:
+        assert actions(role, statement["Sid"]) == set(statement["Action"])
+
+
+# Commands: every one that a manifest gives to a container is one that the image understands.
+
+
+def commands():
+    for service in documents(ROOT / "docker-compose.yml")[0]["services"].items():
+        yield service[0], service[1].get("command", [])
+    for file in ("loader", "migrate", "scheduled"):
+        for document in documents(DEPLOY / "kubernetes" / f"{file}.yaml"):
+            template = document["spec"].get("jobTemplate", document)["spec"].get("template", {})
+            for container in template.get("spec", {}).get("containers", []):
+                yield document["metadata"]["name"], container["command"]
+    (template,) = documents(DEPLOY / "aws" / "pipeline.yaml", Template)
+    for name, resource in template["Resources"].items():
+        for container in resource.get("Properties", {}).get("ContainerDefinitions", []):
+            yield name, container["Command"]
+    (command,) = re.findall(r"^CMD (.*)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    yield "Dockerfile", json.loads(command)
+
+
+LOADERS = [(where, command[3:]) for where, command in commands() if command[:3] == ["python", "-m", "loader"]]
+
+
+@pytest.mark.parametrize(("where", "arguments"), LOADERS, ids=[where for where, _ in LOADERS])
+def test_the_loader_understands_its_command(where, arguments):
+    command = main.commands[arguments[0]]
+    command.make_parser(command.context_class(command)).parse_args(list(arguments[1:]))
+
+
+def test_metrics_are_served_where_they_are_looked_for():
+    served = {a[a.index("--metrics-port") + 1] for _, a in LOADERS if "--metrics-port" in a}
+    (scraped,) = [
+        job for job in documents(MONITORING / "prometheus.yml")[0]["scrape_configs"] if job["job_name"] == "loader"
+    ]
+    (deployment, *_) = documents(DEPLOY / "kubernetes" / "loader.yaml")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    (health,) = re.findall(r"127\.0\.0\.1:(\d+)/metrics", (DEPLOY / "Dockerfile").read_text())
+
+    assert served == {health, str(scraped["dns_sd_configs"][0]["port"]), str(container["ports"][0]["containerPort"])}
+
+
+# Environments.
+
+
+def test_compose_asks_for_every_password_that_bootstrap_takes():
+    taken = set(re.findall(r"\\getenv \w+ (\w+)", (DEPLOY / "bootstrap.sql").read_text()))
+    asked = documents(ROOT / "docker-compose.yml")[0]["services"]["postgres"]["environment"]
+    example = (ROOT / ".env.example").read_text()
+
+    assert taken == set(asked) - {"POSTGRES_PASSWORD"}
+    assert {f"{login.upper()}_PASSWORD" for login in LOGINS} <= taken
+    assert all(f"\n{name}=" in example for name in asked)
+
+
+def test_nothing_defaults_to_production():
+    profile = yaml.safe_load((ROOT / "dbt_project" / "profiles.yml").read_text())["masked_logins"]
+    assert profile["target"] == "dev"
+    assert "localhost" not in str(profile["outputs"]["prod"])
+
+
+def test_production_wants_the_servers_certificate(database):
+    dbt(database, "show", "--quiet", "--inline", "select 1 as one")
+    dbt(database, "show", "--quiet", "--inline", "select 1 as one", "--target", "prod", expect=False)
