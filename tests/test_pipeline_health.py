@@ -39,6 +39,7 @@ def test_landed_is_accepted_or_rejected(cursor):
 
 
 def test_what_dbt_has_not_taken_waits(cursor):
+    cursor.execute("update raw.loads set loaded_at = loaded_at - interval '2 hours'")
     cursor.execute(
         "insert into raw.loads (loaded_at, received, landed, duplicates) values (now() - interval '1 hour', 9, 7, 2)"
     )
