@@ -8,9 +8,12 @@
 {%- endmacro %}
 
 
-{# The lock lasts until the model is committed, and keeps out other writers only: of two runs at once, one waits here. #}
+{#
+  The lock lasts until the model is committed, and keeps out other writers only: of two runs at once, one waits here.
+  `dbt show` is to show rows of the model, and not the none that are left after a run.
+#}
 {% macro last_load_id() -%}
-    {%- if not (execute and load_cached_relation(this)) -%}{{ return(0) }}{%- endif -%}
+    {%- if flags.WHICH == 'show' or not (execute and load_cached_relation(this)) -%}{{ return(0) }}{%- endif -%}
     {%- do run_query('lock table ' ~ this ~ ' in share row exclusive mode') -%}
     {{ return(scalar('select coalesce(max(load_id), 0) from ' ~ this) if is_incremental() else 0) }}
 {%- endmacro %}
