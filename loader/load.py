@@ -32,6 +32,7 @@ def work(run: "Run") -> None:
     except BaseException as error:
         run.fail(error)
     finally:
+        run.queue.hang_up()
         run.leave()
 
 

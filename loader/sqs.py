@@ -99,7 +99,7 @@ def connect(connections: int, lean: bool = True):
     try:
         session = botocore.session.get_session()
         client = boto3.Session(botocore_session=session).client("sqs", config=config)
-        return client, FastPath(session, client, connections) if lean and session.get_credentials() else None
+        return client, FastPath(session, client) if lean and session.get_credentials() else None
     except aws.NoRegionError:
         raise errors.BadSetting(problem="There is no AWS region: set AWS_DEFAULT_REGION.") from None
     except aws.ProfileNotFound as error:
@@ -232,6 +232,11 @@ class Queue:
         if self.fast and operation in OPERATIONS and (answer := self.fast.send(operation, parameters)) is not None:
             return answer
         return getattr(self.client, xform_name(operation))(**parameters)
+
+    def hang_up(self) -> None:
+        """To be called by a thread that makes no more calls."""
+        if self.fast:
+            self.fast.hang_up()
 
     def pause(self, attempt: int) -> None:
         """A pause that grows and that no two loaders make alike; short once the loader stops."""

@@ -85,6 +85,16 @@ def test_what_sqs_says_of_a_message_is_kept_beside_it(loading: Loading, client: 
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("client", ["lean", "boto3"])
+def test_the_lean_path_does_without_boto3_while_nothing_is_wrong(loading: Loading, client: str):
+    loading.client = client
+    loading.send(20)
+    with loading.faulty_sqs(faults.none) as proxy:
+        loading.run()
+
+    assert proxy.clients == {client}
+
+
 def test_a_message_delivered_twice_lands_once_and_is_deleted(loading: Loading):
     ids = loading.send(25)
     with loading.faulty_sqs(faults.on("DeleteMessageBatch", faults.deletes_are_forgotten, {1, 2, 3})):

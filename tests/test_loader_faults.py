@@ -277,6 +277,7 @@ def test_tls_is_verified(loading: Loading, sqs_over_tls, certificate: str, clien
     trusted, _, _ = end(loading.start(AWS_CA_BUNDLE=certificate, **changed))
 
     assert (refused, trusted) == (8, 0)
+    assert sqs_over_tls.clients == {client}
     assert "certificate verify failed" in err
     loading.assert_landed_once(ids)
 
@@ -294,4 +295,5 @@ def test_a_proxy_is_used(loading: Loading, sqs_over_tls, certificate: str, clien
 
     assert status == 0
     assert proxy.calls["CONNECT" if scheme == "https" else "DeleteMessageBatch"] > 0
+    assert (sqs_over_tls if scheme == "https" else proxy).clients == {client}
     loading.assert_landed_once(ids)
