@@ -1,8 +1,8 @@
 # The one door: people, the README and CI all come in by these targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test up down env send load migrate build docs report status bench lint clean \
-    rotate-key reveal approve forget leakcheck
+.PHONY: help install demo test up down env send load migrate build docs report status bench freshness lint clean \
+    rotate-key reveal approve forget leakcheck purge bench-dbt
 
 PYTHON ?= python3
 # (not ?=, because make has an AS of its own: the assembler)
@@ -89,16 +89,40 @@ forget: install  ## erase a person everywhere (USER_ID=… REASON=…)
 	@$(LOCAL) run --as privacy_officer_user -- $(PRIVACY) forget --user-id "$$USER_ID" --reason "$$REASON"
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet run $(PROJECT)
 
+purge: install  ## remove old messages from raw, those that dbt has taken (KEEP_DAYS=30)
+	@$(LOCAL) run --as privacy_officer_user -- $(PRIVACY) purge $(if $(KEEP_DAYS),--keep-days "$$KEEP_DAYS")
+
 bench: install  ## how fast, measured here
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-lint: install  ## every linter; changes nothing
+bench-dbt: install  ## what dbt costs: full refresh, increments, start (ARGS='--messages 100000' for a quick one)
+	@$(BIN)/python -m benchmarks.dbt $(ARGS)
+
+freshness: install  ## fails when nothing has landed for too long
+	@$(LOCAL) run --as transformer_user -- $(DBT) source freshness $(PROJECT)
+
+.venv/installed-lint: .venv/installed deploy/requirements-lint.txt
+	@echo 'Installing what lints deploy/, which takes a minute ...' >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r deploy/requirements-lint.txt
+	@touch $@
+
+lint: .venv/installed-lint  ## every linter; changes nothing
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/sqlfluff lint dbt_project/models dbt_project/tests migrations
 	@$(BIN)/yamllint --strict .
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/hadolint deploy/Dockerfile
+	@$(BIN)/cfn-lint deploy/aws/pipeline.yaml
+	@if command -v kubectl >/dev/null; then \
+	    kubectl kustomize deploy/kubernetes > .venv/kubernetes.yaml && \
+	    $(BIN)/kubernetes-validate --strict --quiet .venv/kubernetes.yaml; \
+	else echo 'NOT CHECKED: deploy/kubernetes, for want of kubectl' >&2; fi
+	@if command -v promtool >/dev/null; then \
+	    promtool check rules --lint=all deploy/monitoring/alerts.yml >/dev/null && \
+	    promtool check config deploy/monitoring/prometheus.yml >/dev/null; \
+	else echo 'NOT CHECKED: deploy/monitoring, for want of promtool (apt install prometheus)' >&2; fi
 
 clean: $(if $(wildcard .local),install)  ## stop the local servers and remove their data and every cache; .venv stays
 	@test ! -d .local || $(LOCAL) remove

@@ -1,4 +1,4 @@
-"""python -m deploy.privacy: rotates the keys, recovers an original, forgets a person. PG* name the database."""
+"""python -m deploy.privacy: rotates the keys, recovers an original, forgets a person or what is old. PG* name the database."""
 
 import io
 import re
@@ -142,6 +142,14 @@ def forget(user_id: str, reason: str) -> None:
         return
     for table, count in removed:
         click.echo(f"{table}: {count:,} removed" + " by dbt's next run" * table.startswith("analytics"))
+
+
+@main.command()
+@click.option("--keep-days", type=int, default=30, show_default=True, help="28 or more.")
+def purge(keep_days: int) -> None:
+    """As privacy officer: remove from raw what landed longer ago and dbt has taken. Tokens and counts stay."""
+    with _transaction() as cursor:
+        click.echo(_scalar(cursor, "select privacy.purge(%s)", keep_days))
 
 
 @contextmanager

@@ -6,7 +6,8 @@ set local role pipeline_owner;
 create function analytics.decode_app_version(app_version integer) returns text
 language sql immutable strict parallel safe
 return app_version / 1000000 || '.' || app_version / 1000 % 1000 || '.' || app_version % 1000;
-comment on function analytics.decode_app_version is 'The version behind user_logins.app_version, in three parts: 2003000 is 2.3.0.';
+comment on function analytics.decode_app_version is
+'The version behind user_logins.app_version, in three parts: 2003000 is 2.3.0.';
 grant execute on function analytics.decode_app_version(integer) to analyst, privacy_officer, transformer;
 
 -- The ledger of what left raw by its age; with raw.loads it says what must still be there.
@@ -33,6 +34,9 @@ declare
 begin
     if keep_days < 28 is not false then
         raise exception 'raw is kept for 28 days or more: until then SQS may deliver a message again';
+    end if;
+    if exists (select from privacy.public_keys) then  -- originals are to be sealed before raw goes (0008)
+        transformed_to := least(transformed_to, (select sealed_to from privacy.settings));
     end if;
     -- the ledger's last load that is old enough, so that the delete begins at an index and not with all of raw
     select max(load_id) into last_load from raw.loads

@@ -52,7 +52,8 @@ masked as (
         -- open fields, of accepted messages only
         case when reason is null then event ->> 'user_id' end as user_id,
         case when reason is null then event ->> 'device_type' end as device_type,
-        case when masking.canonical_text(event ->> 'locale') <> '' and reason is null then event ->> 'locale' end as locale,
+        case when reason is null and masking.canonical_text(event ->> 'locale') <> '' then event ->> 'locale' end
+            as locale,
         case when reason is null then {{ pack_app_version("(event ->> 'app_version')") }} end as app_version,
 
         -- plain

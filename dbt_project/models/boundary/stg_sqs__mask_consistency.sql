@@ -29,7 +29,7 @@ counted as (
         count(*) as logins,
         count(distinct plain) as plain_values,
         count(distinct token) as tokens,
-        count(distinct (plain, token)) as pairs,
+        count(distinct row(plain, token)) as pairs,
         count(*) filter (where token = encode(sha256(convert_to(plain, 'UTF8')), 'hex')) as tokens_without_key,
         count(*) filter (where plain = any(in_the_open)) as logins_with_value_in_the_open
     from values_and_tokens

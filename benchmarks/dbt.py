@@ -1,0 +1,239 @@
+"""What dbt costs, measured here: a full refresh, increments as history grows, its own start, reports and a purge."""
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import click
+
+from deploy.local.stack import SUPERUSER, Stack
+
+PROJECT = Path(__file__).parents[1] / "dbt_project"
+
+LAND = """
+with load as materialized (select raw.current_load_id() as load_id),
+ledger as (insert into raw.loads (load_id, received, landed, duplicates) select load_id, %(n)s, %(n)s, 0 from load)
+insert into raw.sqs_messages (message_id, queue, body, sent_at, load_id)
+select
+    gen_random_uuid(), 'login-queue',
+    json_build_object(
+        'user_id', gen_random_uuid(), 'app_version', n %% 9 || '.' || n %% 20, 'device_type', 'android',
+        'ip', format('10.%%s.%%s.%%s', n %% 200, n %% 250, n %% 77),
+        'locale', case when n %% 10 < 7 then 'RU' end, 'device_id', format('%%s-%%s-%%s', n %% 900, n %% 97, n %% 9999)
+    ),
+    now() - n * interval '1 millisecond', load_id
+from load, generate_series(1, %(n)s) as n
+"""
+# The same parsing and masking, the same columns, key and index, and nothing else.
+FLOOR = """
+insert into public.floor
+select
+    user_id::varchar(128), device_type::varchar(32), masked_ip::varchar(256), masked_device_id::varchar(256),
+    locale::varchar(32), app_version, (sent_at at time zone 'utc')::date, message_id, mask_key_version, load_id
+from masking.base_sqs__logins where reason is null
+"""
+FLOOR_TABLE = """
+create table if not exists public.floor (like analytics.user_logins including all);
+truncate public.floor
+"""
+
+
+class Bench:
+    """One database with messages in it."""
+
+    def __init__(self, stack: Stack, name: str) -> None:
+        self.stack, self.name = stack, name
+        self.env = stack.program("transformer_user") | {
+            "PGDATABASE": name,
+            "DBT_TARGET_PATH": str(stack.folder / f"dbt-{name}"),
+            "DBT_LOG_PATH": str(stack.folder / f"dbt-{name}"),
+        }
+
+    def sql(self, statement: str, **parameters: int) -> float:
+        """Seconds that a statement takes the superuser, with the commit."""
+        with closing(self.stack.connect(SUPERUSER, self.name)) as connection:
+            connection.autocommit = True
+            started = time.perf_counter()
+            with connection.cursor() as cursor:
+                cursor.execute(statement, parameters or None)
+            return time.perf_counter() - started
+
+    def land(self, messages: int) -> None:
+        for done in range(0, messages, 100_000):
+            self.sql(LAND, n=min(100_000, messages - done))
+
+    def dbt(self, *arguments: str) -> tuple[float, float]:
+        """Seconds that the models took, and the whole command."""
+        command = [Path(sys.executable).with_name("dbt"), "--quiet", *arguments]
+        started = time.perf_counter()
+        subprocess.run(command, env=self.env, cwd=PROJECT, check=True)
+        wall = time.perf_counter() - started
+        results = json.loads(Path(self.env["DBT_TARGET_PATH"], "run_results.json").read_text())["results"]
+        return sum(each["execution_time"] for each in results), wall
+
+    def models(self, *arguments: str) -> float:
+        return self.dbt("run", "--select", "config.materialized:incremental", *arguments)[0]
+
+    def settle(self) -> None:
+        self.sql("vacuum analyze")
+        self.sql("checkpoint")
+
+
+@contextmanager
+def server(names: list[str]) -> Iterator[dict[str, Bench]]:
+    """A PostgreSQL of its own that writes to the disk as in production, with a migrated database for each name."""
+    settings = {"fsync": "on", "full_page_writes": "on", "max_wal_size": "8GB", "shared_buffers": "1GB"}
+    stack = Stack(Path(tempfile.mkdtemp(prefix="masked-logins-bench-")), pg_port=0, sqs_port=0, settings=settings)
+    try:
+        stack.up()
+        for name in names:
+            with closing(stack.connect(SUPERUSER, "postgres")) as connection:
+                connection.autocommit = True
+                connection.cursor().execute(f"create database {name} owner migrator")
+            env = stack.program("migrator") | {"PGDATABASE": name}
+            subprocess.run([sys.executable, "-m", "migrations"], env=env, check=True, stdout=subprocess.DEVNULL)
+        yield {name: Bench(stack, name) for name in names}
+    finally:
+        stack.remove()
+        shutil.rmtree(stack.folder, ignore_errors=True)
+
+
+def interleaved(rounds: int, contestants: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """So that whatever else the machine does falls on all alike."""
+    seconds = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, measure in contestants.items():
+            seconds[name].append(measure())
+    return seconds
+
+
+def show(title: str, seconds: dict[str, list[float]], base: str, rows: int = 0) -> None:
+    print(f"\n{title}")
+    floor = statistics.median(seconds[base])
+    for name, each in seconds.items():
+        median = statistics.median(each)
+        rate = f" {rows / median:>10,.0f} rows/s" if rows else ""
+        print(f"  {name:<44} {median:>8.2f} s ({min(each):.2f}-{max(each):.2f}) {median / floor:>6.2f} x{rate}")
+
+
+def full_refresh(bench: Bench, messages: int, rounds: int) -> None:
+    bench.land(messages)
+    bench.models()
+    tables = "staging.int_messages__masked, analytics.user_logins, analytics.rejected_messages"
+
+    def floor() -> float:
+        bench.sql(FLOOR_TABLE)
+        bench.settle()
+        return bench.sql(FLOOR)
+
+    def first() -> float:
+        bench.sql(f"drop table {tables} cascade")
+        bench.settle()
+        return bench.models()
+
+    def same() -> float:
+        bench.settle()
+        return bench.models("--full-refresh")
+
+    def every_row_differs() -> float:
+        bench.sql("update staging.int_messages__masked set device_type = 'x'")
+        bench.sql("update analytics.user_logins set device_type = 'x'")
+        bench.sql("vacuum full analyze staging.int_messages__masked, analytics.user_logins")
+        bench.settle()
+        return bench.models("--full-refresh")
+
+    contestants = {
+        "one bare insert … select": floor,
+        "first build": first,
+        "full refresh, nothing differs": same,
+        "full refresh, every row differs": every_row_differs,
+    }
+    show(
+        f"Full refresh of {messages:,} messages", interleaved(rounds, contestants), "one bare insert … select", messages
+    )
+
+
+def increments(benches: dict[int, Bench], new: int, rounds: int) -> None:
+    for held, bench in benches.items():
+        bench.land(held)
+        bench.models()
+        bench.settle()
+
+    def increment(bench: Bench) -> float:
+        bench.land(new)
+        return bench.models()
+
+    contestants = {f"{held:,} messages there": lambda bench=bench: increment(bench) for held, bench in benches.items()}
+    interleaved(1, contestants)  # to warm up
+    show(f"{new:,} new messages", interleaved(rounds, contestants), next(iter(contestants)))
+
+
+def overhead(bench: Bench, rounds: int) -> None:
+    program = Path(sys.executable).with_name("dbt")
+
+    def wall(*arguments: str) -> float:
+        return bench.dbt(*arguments)[1]
+
+    def version() -> float:
+        started = time.perf_counter()
+        subprocess.run([program, "--version"], env=bench.env, cwd=PROJECT, check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    contestants = {
+        "dbt run, nothing new": lambda: wall("run"),
+        "of that in models": lambda: bench.dbt("run")[0],
+        "without partial parsing": lambda: wall("--no-partial-parse", "run"),
+        "dbt --version": version,
+    }
+    show("dbt's own", interleaved(rounds, contestants), "dbt run, nothing new")
+
+
+def reports(bench: Bench, rounds: int) -> None:
+    def read(name: str) -> float:
+        return bench.sql(f"select count(report::text) from analytics.{name} as report")
+
+    bench.dbt("run")
+    contestants = {name: lambda name=name: read(name) for name in ("daily_logins", "shared_devices", "shared_ips")}
+    show("Reading a whole report", interleaved(rounds, contestants), "daily_logins")
+
+
+def purge(bench: Bench) -> None:
+    bench.sql("update raw.loads set loaded_at = now() - interval '40 days' where load_id <= 2")
+    bench.sql("update raw.sqs_messages set loaded_at = now() - interval '40 days' where load_id <= 2")
+    bench.sql("vacuum full raw.sqs_messages")
+    seconds = {
+        "privacy.purge": [bench.sql("select privacy.purge(30)")],
+        "vacuum": [bench.sql("vacuum raw.sqs_messages")],
+    }
+    show("Purge of 200,000 messages, once", seconds, "privacy.purge")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--messages", default=1_000_000, show_default=True, help="Of the full refresh; 200,000 or more for a purge."
+)
+@click.option("--held", default="100000,1000000,5000000", show_default=True, help="Messages there before an increment.")
+@click.option("--new", default=10_000, show_default=True, help="Messages of an increment.")
+@click.option("--rounds", default=5, show_default=True, help="Of which the medians are.")
+def main(messages: int, held: str, new: int, rounds: int) -> None:
+    """Print what dbt costs here. With the defaults it takes a quarter of an hour and 15 GB of disk for a while."""
+    sizes = [int(each) for each in held.split(",")]
+    with server(["refresh", *(f"held_{size}" for size in sizes)]) as benches:
+        refresh = benches.pop("refresh")
+        full_refresh(refresh, messages, max(rounds - 2, 1))
+        overhead(refresh, rounds)
+        reports(refresh, rounds)
+        if messages >= 200_000:
+            purge(refresh)
+        increments(dict(zip(sizes, benches.values(), strict=True)), new, rounds)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks.dbt")
