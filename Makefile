@@ -99,7 +99,7 @@ bench-dbt: install  ## what dbt costs: full refresh, increments, start (ARGS='--
 	@$(BIN)/python -m benchmarks.dbt $(ARGS)
 
 freshness: install  ## fails when nothing has landed for too long
-	@$(LOCAL) run --as transformer_user -- $(DBT) source freshness $(PROJECT)
+	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet source freshness $(PROJECT)
 
 .venv/installed-lint: .venv/installed deploy/requirements-lint.txt
 	@echo 'Installing what lints deploy/, which takes a minute ...' >&2
