@@ -24,7 +24,7 @@ create table privacy.audit (
     reason text,
     removed integer
 );
-comment on table privacy.audit is 'What was done to lift or end somebody''s pseudonymity, by whom and why. Rows are added, never changed.';
+comment on table privacy.audit is 'Who lifted or ended whose pseudonymity, and why. Rows are added, never changed.';
 comment on column privacy.audit.login is 'The login itself, whatever role it has taken on.';
 comment on column privacy.audit.xid is 'The transaction: a recovery may not be requested and handed out in one.';
 comment on column privacy.audit.about is 'The request that is approved or carried out.';
@@ -41,7 +41,11 @@ execute function privacy.refuse_change();
 
 -- The one way to write the audit. The server's log has a second copy, which no rollback takes back.
 create function privacy.record(
-    action text, about bigint default null, token text default null, reason text default null, removed integer default null
+    action text,
+    about bigint default null,
+    token text default null,
+    reason text default null,
+    removed integer default null
 ) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -59,7 +63,7 @@ create table privacy.public_keys (
     key bytea not null,
     added_at timestamptz not null default now()
 );
-comment on table privacy.public_keys is 'OpenPGP public keys of the privacy officers. Originals are sealed with the newest.';
+comment on table privacy.public_keys is 'OpenPGP public keys of the officers. Originals are sealed with the newest.';
 
 create table privacy.originals (
     kind text,
@@ -77,7 +81,8 @@ create table privacy.settings (
     two_persons boolean not null default false
 );
 insert into privacy.settings default values;
-comment on column privacy.settings.sealed_to is 'The last load whose originals are sealed; also the lock of who seals, rotates or erases.';
+comment on column privacy.settings.sealed_to is
+'The last load whose originals are sealed. The row is also the lock of who seals, rotates or erases.';
 comment on column privacy.settings.two_persons is 'Whether another officer has to approve each recovery.';
 
 create function privacy.require_two_persons(required boolean) returns void
@@ -87,8 +92,8 @@ begin
     perform privacy.record(case when required then 'two persons required' else 'one person suffices' end);
 end $$;
 
--- Seals what is new since the last time; dbt calls it in the transaction that makes the tokens (int_messages__masked), so
--- that no token is without its original. Tells how many. Without a public key nothing is sealed, and nothing lost.
+-- Seals what is new since the last time; dbt calls it in the transaction that makes the tokens (int_messages__masked),
+-- so that no token is without its original. Tells how many. Without a public key nothing is sealed, and nothing lost.
 create function privacy.seal_originals() returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -113,11 +118,14 @@ begin
     ),
     unsealed as materialized (  -- before the costly encryption
         select distinct * from (
-            select 'ip' as kind, masked_ip as token, mask_key_version, regexp_replace(ip, '^raw:', '') as original from logins
+            select 'ip' as kind, masked_ip as token, mask_key_version, regexp_replace(ip, '^raw:', '') as original
+            from logins
             union all
             select 'device_id', masked_device_id, mask_key_version, device_id from logins
         ) as pairs
-        where not exists (select from privacy.originals where (originals.kind, originals.token) = (pairs.kind, pairs.token))
+        where not exists (
+            select from privacy.originals where originals.kind = pairs.kind and originals.token = pairs.token
+        )
     )
     insert into privacy.originals (kind, token, key_version, sealed)
     select
@@ -130,8 +138,8 @@ begin
     return newly_sealed;
 end $$;
 
--- For pipeline_owner. Tried out at once: pgcrypto encrypts to an RSA or ElGamal subkey and to nothing else. What is in raw
--- is sealed at once too, so that a purge never removes an original that is not.
+-- For pipeline_owner. Tried out at once: pgcrypto encrypts to one RSA or ElGamal subkey and to nothing else. What is in
+-- raw is sealed at once too, so that a purge never removes an original that is not.
 create function privacy.seal_with(public_key text) returns text
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -174,8 +182,8 @@ begin
     perform privacy.record('recovery approved', about => request, token => requested.token);
 end $$;
 
--- The sealed original, for the officer who asked, within an hour and once. A caller who rolls back could ask again, for the
--- same token: request and approval are on record all the same.
+-- The sealed original, for the officer who asked, within an hour and once. A caller who rolls back could ask again, for
+-- the same token: request and approval are on record all the same.
 create function privacy.sealed_original(request bigint) returns table (kind text, sealed text)
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare

@@ -26,9 +26,9 @@ insert into privacy.tombstone_key default values;
 alter table privacy.tombstone_key alter column key set statistics 0;
 comment on table privacy.tombstone_key is 'Key of privacy.erased_messages.body_mac. Read by pipeline_owner alone.';
 
--- A message that comes back is erased in the statement that lands it, and counts as landed and erased. Redelivered, it has
--- its old id. Redriven from a dead-letter queue it has a new id and the same body; but so has the login of somebody who
--- returns later, so a body stays barred only as long as SQS can hold it: two weeks in the queue and two in the other.
+-- A message that comes back is erased in the statement that lands it, and counts as landed and erased. Redelivered, it
+-- has its old id. Redriven from a dead-letter queue it has a new id and the same body; but so has the login of somebody
+-- who returns later, so a body stays barred only as long as SQS can hold it: two weeks in each queue.
 create function privacy.erase_again() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -56,10 +56,16 @@ end $$;
 create trigger erase_again after insert on raw.sqs_messages
 referencing new table as landed for each statement execute function privacy.erase_again();
 
--- Removes the messages of a person from raw, those named and those that say so themselves, and leaves tombstones. A body
--- that is no JSON object is the person's when it has the id in quotes. Tells the tokens that its values had.
+-- Removes the messages of a person from raw, those named and those that say so themselves, and leaves tombstones. A
+-- body that is no JSON object is the person's when it has the id in quotes. Tells the tokens that its values had.
 create function privacy.erase_messages(
-    user_id text, reason text, message_ids text[], load_ids bigint[], out erasure bigint, out removed integer, out tokens text[]
+    user_id text,
+    reason text,
+    message_ids text[],
+    load_ids bigint[],
+    out erasure bigint,
+    out removed integer,
+    out tokens text[]
 )
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare

@@ -1,7 +1,7 @@
 -- migrate:up
 -- Anybody may have the plans of a session printed (debug_print_plan), also those of statements inside functions, and a
--- plan made for one call has that call's values in it: a body, an address, a key. A generic plan has none. PL/pgSQL plans
--- no simple expression, except after an error in the same transaction, and each body that is not JSON is such an error.
+-- plan made for one call has that call's values in it: a body, an address, a key. A generic plan has none. PL/pgSQL
+-- plans no simple expression, except after an error in the same transaction, and a body that is not JSON is one.
 
 set local role masker;
 
