@@ -82,23 +82,40 @@ def test_before_the_first_load(cursor):
     assert health(cursor, "landed, untransformed, accepted, unaccounted") == (0, 0, 0, 0)
 
 
-def test_the_monitor_sees_this_and_nothing_else(built, cursor):
+@contextlib.contextmanager
+def login_in(role: str, built):
+    """A cursor of a new login that has joined this role."""
     with administration(built.stack) as administrator:
-        administrator.execute("set role migrator; create role watcher login in role monitor; reset role")
+        administrator.execute(f"set role migrator; create role watcher login in role {role}; reset role")
         administrator.execute("alter role watcher password 'watcher'")
+    target = built.stack.environment("analyst_user", built.name)
+    login = {"host": target["PGHOST"], "port": target["PGPORT"], "user": "watcher", "password": "watcher"}
     try:
-        target = built.stack.environment("analyst_user", built.name)
-        login = {"host": target["PGHOST"], "port": target["PGPORT"], "user": "watcher", "password": "watcher"}
         with contextlib.closing(psycopg2.connect(dbname=built.name, **login)) as connection:
             connection.autocommit = True
-            watcher = connection.cursor()
-            assert health(watcher, "unaccounted") == (0,)
-            for table in ("analytics.user_logins", "analytics.rejected_messages", "raw.loads", "masking.keys"):
-                with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-                    watcher.execute(f"select from {table}")
+            yield connection.cursor()
     finally:
         with administration(built.stack) as administrator:
             administrator.execute("drop role watcher")
+
+
+def test_the_monitor_sees_this_and_nothing_else(built):
+    with login_in("monitor", built) as cursor:
+        assert health(cursor, "unaccounted") == (0,)
+        for table in ("analytics.user_logins", "analytics.rejected_messages", "raw.loads", "masking.keys"):
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                cursor.execute(f"select from {table}")
+
+
+def test_the_timer_that_purges_can_neither_recover_nor_forget(built):
+    with login_in("retention", built) as cursor:
+        cursor.execute("select privacy.purge(30)")
+        for call in (
+            "privacy.request_recovery(repeat('0', 64), 'out of curiosity')",
+            "privacy.forget_user('u1', 'out of curiosity')",
+        ):
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                cursor.execute(f"select {call}")
 
 
 @pytest.mark.parametrize("name", ["pipeline_health", "pipeline_rejected"])
