@@ -1,4 +1,4 @@
-"""One way of loading, measured in a process of its own: `python -m benchmarks.contestants NAME MESSAGES`, JSON on stdout.
+"""One way of loading, measured in a process of its own: `python -m benchmarks.contestants NAME MESSAGES` prints JSON.
 
 Imports, connecting and the start of Python are not counted. PostgreSQL's part is the CPU time of the one process that
 serves the connection; the disk's work is not in it.

@@ -69,28 +69,36 @@ def bench() -> Iterator[Bench]:
         shutil.rmtree(stack.folder, ignore_errors=True)
 
 
-def spread(values: list[float], digits: int = 0) -> str:
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
+HEADS = ("", "messages/s", "x", "client us", "PostgreSQL us", "CPU, x", "cores", "MiB")
+FORM = "{:<28} {:>24} {:>6} {:>16} {:>14} {:>7} {:>6} {:>4}"
 
 
-def show(title: str, rows: dict[str, list[dict[str, float]]], base: str) -> None:
+def show(title: str, rows: dict[str, list[dict[str, float]]]) -> None:
+    """A table; what is x of something is so of the first row. CPU time is by message, in microseconds."""
+    click.echo(f"\n{title}\n\n{FORM.format(*HEADS)}")
     median = {
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in rows.items()
     }
-    cpu = {name: each["client"] + each["postgres"] for name, each in median.items()}
-    click.echo(f"\n{title}\n")
-    heads = ("messages/s", "x", "CPU us/message: client", "PostgreSQL", "sum, x", "cores", "MiB")
-    click.echo(
-        f"{'':<28} {heads[0]:>24} {heads[1]:>6} {heads[2]:>23} {heads[3]:>14} {heads[4]:>12} {heads[5]:>6} {heads[6]:>5}"
-    )
+    first = next(iter(median.values()))
     for name, runs in rows.items():
-        columns = {key: [run[key] for run in runs] for key in runs[0]}
-        faster = median[name]["rate"] / median[base]["rate"]
+        of = median[name]
         click.echo(
-            f"{name:<28} {spread(columns['rate']):>24} {faster:>6.2f} {spread(columns['client']):>23} "
-            f"{spread(columns['postgres']):>14} {cpu[name]:>6.0f} {cpu[name] / cpu[base]:>4.2f}x "
-            f"{median[name]['cores']:>6.2f} {median[name]['rss']:>5.0f}"
+            FORM.format(
+                name,
+                spread(runs, "rate"),
+                f"{of['rate'] / first['rate']:.2f}",
+                spread(runs, "client"),
+                spread(runs, "postgres"),
+                f"{(of['client'] + of['postgres']) / (first['client'] + first['postgres']):.2f}",
+                f"{of['cores']:.2f}",
+                f"{of['rss']:.0f}",
+            )
         )
+
+
+def spread(runs: list[dict[str, float]], key: str) -> str:
+    values = [run[key] for run in runs]
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f})"
 
 
 @click.command()
@@ -98,8 +106,11 @@ def show(title: str, rows: dict[str, list[dict[str, float]]], base: str) -> None
 @click.option("--repetitions", default=5, show_default=True, help="Of each, interleaved.")
 @click.option("--longest", default=200_000, show_default=True, help="The longest queue.")
 def main(messages: int, repetitions: int, longest: int) -> None:
-    """Measures the loader. SQS is played by benchmarks/sqs_stub.py, which is as fast for any number of messages; its own
-    CPU time is not counted. Medians, and in brackets the ranges, of the repetitions."""
+    """Measures the loader: medians, and in brackets the ranges, of the repetitions.
+
+    SQS is played by benchmarks/sqs_stub.py, which takes the same time for any number of messages; its CPU time is not
+    counted. PostgreSQL is a real one, with fsync.
+    """
     with bench() as here:
         for latency in (0.0, REGION_LATENCY):
             rows = {name: [] for name in CONTESTANTS if not (latency and name == "landing alone")}
@@ -107,17 +118,17 @@ def main(messages: int, repetitions: int, longest: int) -> None:
                 for name, runs in rows.items():
                     share = FEWER.get(name, 1) if latency else {"naive": 10}.get(name, 1)
                     runs.append(here.measure(name, messages // share, latency))
-            show(f"{messages:,} messages, {latency * 1000:.0f} ms added to each call", rows, "bare boto3")
+            show(f"{messages:,} messages, {latency * 1000:.0f} ms added to each call", rows)
         rows = {f"{n:,} in the queue": [] for n in (longest // 100, longest // 10, longest)}
         for _ in range(min(repetitions, 3)):
             for n, runs in zip((longest // 100, longest // 10, longest), rows.values(), strict=True):
                 runs.append(here.measure("loader, 16 workers", n, 0))
-        show("Is it flat? The loader, 16 workers", rows, next(iter(rows)))
+        show("Is it flat? The loader, 16 workers", rows)
         rows = {"1 loader, 16 workers": [], "2 loaders, 16 workers each": []}
         for _ in range(repetitions):
             for processes, runs in zip((1, 2), rows.values(), strict=True):
                 runs.append(here.measure("loader, 16 workers", messages * processes, REGION_LATENCY, processes))
-        show(f"Does it scale by number? {REGION_LATENCY * 1000:.0f} ms added", rows, "1 loader, 16 workers")
+        show(f"Does it scale by number? {REGION_LATENCY * 1000:.0f} ms added", rows)
 
 
 if __name__ == "__main__":

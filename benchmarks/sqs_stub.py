@@ -1,7 +1,7 @@
 """Stands in for SQS in the measurements: does what a loader needs, in the same time for any number of messages.
 
-It is no emulator. `python -m benchmarks.sqs_stub` prints its URL; `GET /?messages=20000&latency=0.015` fills it and sets
-the seconds that each call takes; `GET /` tells how many messages are neither deleted nor handed out, and how many are.
+It is no emulator. `python -m benchmarks.sqs_stub` prints its URL; `GET /?messages=20000&latency=0.015` fills it, and
+sets the seconds that each call takes; `GET /` tells how many messages wait and how many are in flight.
 """
 
 import asyncio
@@ -11,9 +11,15 @@ import json
 import sys
 from urllib.parse import parse_qsl, urlsplit
 
-HEAD = (
-    "HTTP/1.1 200 OK\r\nx-amzn-RequestId: 00000000-0000-0000-0000-000000000000\r\nDate: Sat, 21 Nov 2026 00:00:00 GMT\r\n"
-    "Content-Type: application/x-amz-json-1.0\r\nContent-Length: {}\r\nconnection: keep-alive\r\n\r\n"
+HEAD = "\r\n".join(
+    (
+        "HTTP/1.1 200 OK",
+        "x-amzn-RequestId: 00000000-0000-0000-0000-000000000000",
+        "Date: Sat, 21 Nov 2026 00:00:00 GMT",
+        "Content-Type: application/x-amz-json-1.0",
+        "connection: keep-alive",
+        "Content-Length: {}\r\n\r\n",
+    )
 )
 QUEUE = {"VisibilityTimeout": "30", "ApproximateNumberOfMessages": "0"}
 

@@ -51,6 +51,7 @@ def test_a_fault_of_aws_loses_and_doubles_nothing(loading: Loading, name: str, c
 
     loading.assert_landed_once(ids)
     assert report.counts["landed"] == 60
+    assert name != "delete-fails-in-part" or report.counts["duplicates"] == 0  # what failed was tried again, alone
     assert proxy.calls["ReceiveMessage"] > 6
     assert loading.query("select sum(received) from raw.loads") == [(report.counts["received"],)]
 
