@@ -45,3 +45,81 @@ def test_its_tree_is_the_tree():
     shown = re.findall(r"^(\w+)/ ", tree, re.MULTILINE)
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert sorted(shown) == sorted({name.partition("/")[0] for name in tracked if "/" in name and name[0] != "."})
+
+
+# Which test runs a command, or the program that its recipe in the Makefile is.
+RUN_BY = {
+    "dbt build": "test_demo.py::test_the_screen_adds_up",
+    "dbt debug": "test_habits.py::test_debug_finds_everything_in_order",
+    "dbt ls": "test_habits.py::test_ls_lists_the_models",
+    "dbt run": "test_habits.py::test_a_model_runs_with_what_it_stands_on_and_is_shown",
+    "dbt run-operation": "test_privacy_keys.py::test_tokens_are_carried_over_when_raw_is_gone_and_stay_joinable",
+    "dbt show": "test_habits.py::test_a_model_runs_with_what_it_stands_on_and_is_shown",
+    "dbt test": "test_dbt_defects.py",
+    "make": "test_makefile.py::test_help_is_the_default_and_lists_every_target",
+    "make approve": "test_privacy_recovery.py",
+    "make build": "test_demo.py::test_the_screen_adds_up",
+    "make demo": "test_demo.py::test_the_screen_adds_up",
+    "make docs": "test_docs_page.py::test_nothing_in_it_is_loaded",
+    "make down": "test_local_stack.py::test_down_leaves_no_process_and_keeps_the_database",
+    "make env": "test_demo.py::test_what_the_screen_says_to_type_works",
+    "make forget": "test_privacy_erasure.py",
+    "make freshness": "test_dbt_project.py",
+    "make install": "test_makefile.py::test_what_is_missing_is_said_with_its_remedy",
+    "make leakcheck": "test_privacy_leaks.py",
+    "make load": "test_demo.py::test_what_people_type_next_works",
+    "make migrate": "test_migrations.py::test_migrating_twice_changes_nothing",
+    "make purge": "test_dbt_refresh.py::test_a_purge_removes_what_is_old_and_transformed_and_says_so",
+    "make report": "test_demo.py::test_what_people_type_next_works",
+    "make reveal": "test_privacy_recovery.py",
+    "make rotate-key": "test_privacy_keys.py",
+    "make send": "test_local_stack.py::test_a_file_is_sent_line_by_line_unchanged",
+    "make status": "test_demo.py::test_what_people_type_next_works",
+    "make up": "test_local_stack.py::test_up_twice_is_one_stack",
+    "psql": "test_demo.py::test_what_the_screen_says_to_type_works",
+    "python -m deploy.privacy close-rotation": "test_privacy_keys.py",
+    "python -m deploy.privacy require-two-persons": "test_privacy_recovery.py",
+    "python -m deploy.privacy rotate-key": "test_privacy_keys.py",
+    "python -m deploy.privacy seal-with": "test_privacy_recovery.py",
+    "python -m loader": "test_readme.py::test_the_loaders_help_is_the_real_one",
+    "python -m loader doctor": "test_loader_shows.py::test_doctor_finds_nothing_wrong_and_leaves_no_trace",
+    "python -m loader load": "test_demo.py::test_what_people_type_next_works",
+    "python -m loader redrive": "test_loader_shows.py::test_redrive_moves_by_a_task_of_sqs",
+    "python -m loader status": "test_status.py::test_all_is_well",
+    "python -m migrations": "test_migrations.py::test_migrating_twice_changes_nothing",
+}
+NOT_RUN = {
+    "docker compose up": "needs Docker; `make lint` holds the file against its schema",
+    "make bench": "takes minutes, and asserts nothing",
+    "make bench-dbt": "takes minutes, and asserts nothing",
+    "make clean": "would remove the demo of whoever runs the tests",
+    "make lint": "is what CI runs beside the tests",
+    "make test": "is these tests",
+}
+COMMAND = re.compile(
+    r"(make(?! -s)(?: [a-z][a-z-]*)?|make -s env|python -m [\w.]+(?: [a-z][a-z-]*)?|dbt [a-z][a-z-]*"
+    r"|docker compose [a-z]+|psql)\b"
+)
+
+
+def commands(page):
+    """What a page tells to type: indented lines, shells' blocks, and code in the running text."""
+    text = (ROOT / page).read_text()
+    typed = re.findall(r"^ {4}(?! )(.+)$", text, re.MULTILINE) + re.findall(r"`([^`\n]+)`", text)
+    for line in typed + re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for each in re.split(r"&&|;|\||\$\(", line.partition("#")[0]):
+            if found := COMMAND.match(each.strip()):
+                yield found[1].replace("make -s", "make")
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "PRIVACY.md"])
+def test_every_command_is_run_by_a_test(page):
+    named = set(commands(page))
+    assert named
+    assert named - RUN_BY.keys() - NOT_RUN.keys() == set()
+
+
+@pytest.mark.parametrize("test", sorted(set(RUN_BY.values())))
+def test_the_tests_that_run_commands_exist(test):
+    file, _, name = test.partition("::")
+    assert f"def {name}" in (ROOT / "tests" / file).read_text()
