@@ -181,7 +181,7 @@ def test_a_token_is_the_hmac_of_the_canonical_value_under_the_kinds_key(database
 def test_the_day_is_the_utc_day_of_the_queue_whatever_the_session_thinks(database):
     land(database, [login()])  # sent at 23:59:59.999 UTC
     with database.connect("postgres") as connection, connection.cursor() as cursor:
-        cursor.execute("alter role transformer_user in database %s set timezone = 'Asia/Tokyo'" % database.name)
+        cursor.execute(f"alter role transformer_user in database {database.name} set timezone = 'Asia/Tokyo'")
     dbt(database, "run")
     assert query(database, "select create_date::text from analytics.user_logins") == [("2026-11-21",)]
 

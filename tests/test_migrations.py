@@ -9,7 +9,9 @@ from tests.conftest import administration
 from tests.pipeline import query
 
 STRUCTURE = """
-select c.oid::regclass::text, c.relacl::text, a.attname, a.atttypid::regtype::text, a.attacl::text, obj_description(c.oid)
+select
+    c.oid::regclass::text, c.relacl::text, a.attname, a.atttypid::regtype::text, a.attacl::text,
+    obj_description(c.oid)
 from pg_class as c join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0
 where c.relnamespace::regnamespace::text in ('raw', 'masking', 'staging', 'analytics', 'privacy')
 union all
@@ -43,7 +45,8 @@ def test_each_database_makes_keys_of_its_own(stack, database):
         cursor.execute(f"create database {fresh.name} owner migrator")
     try:
         assert migrate(fresh.env("migrator")).returncode == 0
-        keys = [set(query(each, "select kind, encode(key, 'hex') from masking.keys", login="postgres")) for each in (database, fresh)]
+        sql = "select kind, encode(key, 'hex') from masking.keys"
+        keys = [set(query(each, sql, login="postgres")) for each in (database, fresh)]
     finally:
         with administration(stack) as cursor:
             cursor.execute(f"drop database {fresh.name}")
