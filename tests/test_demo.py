@@ -17,8 +17,8 @@ COUNT = 200
 
 
 @pytest.fixture(scope="module")
-def screens(tmp_path_factory):
-    """What the demo shows the first time, and the second, to somebody whose shell is set up for other servers."""
+def shell(tmp_path_factory):
+    """The environment of somebody whose shell is set up for other servers, and whose local stack is empty."""
     folder = tmp_path_factory.mktemp("demo")
     traces = {"DBT_TARGET_PATH": str(folder / "target"), "DBT_LOG_PATH": str(folder / "logs")}
     elsewhere = {
@@ -28,16 +28,22 @@ def screens(tmp_path_factory):
         "HTTP_PROXY": "http://::1:9",
     }
     with temporary_stack() as stack:
-        yield [
-            subprocess.run(
-                [sys.executable, "-m", "deploy.local", "demo", "--count", str(COUNT)],
-                cwd=ROOT,
-                env=os.environ | traces | elsewhere | {"LOCAL_STATE": str(stack.folder)},
-                capture_output=True,
-                text=True,
-            )
-            for _ in range(2)
-        ]
+        yield os.environ | traces | elsewhere | {"LOCAL_STATE": str(stack.folder)}
+
+
+@pytest.fixture(scope="module")
+def screens(shell):
+    """What the demo shows the first time, and the second."""
+    return [
+        subprocess.run(
+            [sys.executable, "-m", "deploy.local", "demo", "--count", str(COUNT)],
+            cwd=ROOT,
+            env=shell,
+            capture_output=True,
+            text=True,
+        )
+        for _ in range(2)
+    ]
 
 
 def test_the_screen_adds_up(screens):
@@ -45,7 +51,7 @@ def test_the_screen_adds_up(screens):
     assert first.returncode == 0, first.stderr
     rejected = sum(event.reason is not None for event in generate(COUNT, seed=1))
     accepted = COUNT - rejected
-    assert f"Balance    200 = 200 + 0, and 200 = {accepted} + {rejected}: nothing is lost" in first.stdout
+    assert f"Balance    200 = 200 + 0, and 200 = {accepted} + {rejected} + 0: nothing is lost" in first.stdout
 
 
 def test_each_reason_is_shown(screens):
@@ -72,3 +78,39 @@ def test_nothing_plain_is_shown(screens):
             login = json.loads(event.body)
             assert login["device_id"].strip() not in said
             assert login["ip"] not in said or login["ip"] in ("127.0.0.1", "::1")
+
+
+# What people type after the demo, from the project's folder; in a shell of their own, `make` makes .venv for it.
+in_venv = pytest.mark.skipif(sys.prefix != str(ROOT / ".venv"), reason="`make` works in .venv, these tests elsewhere")
+
+
+def typed(shell, *lines):
+    environment = {name: value for name, value in shell.items() if not name.startswith(("PG", "AWS_", "MAKE"))}
+    script = "set -e\n" + "\n".join(lines)
+    return subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@in_venv
+def test_what_the_screen_says_to_type_works(shell, screens):
+    lines = re.findall(r"^    (eval .*|psql .*)$", screens[0].stdout, re.MULTILINE)
+    assert len(lines) == 3
+    said = typed(shell, *lines)
+    assert "(5 rows)" in said.stdout
+    assert said.stderr.startswith("ERROR:  permission denied for schema raw\n")
+
+
+@in_venv
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        pytest.param("make load", "received 0: landed 0", id="load"),
+        pytest.param("make status", "All is well.", id="status"),
+        pytest.param("make report ARGS=\"--output '$LOCAL_STATE/report.html'\"", "report.html", id="report"),
+        pytest.param('eval "$(make -s env AS=transformer_user)"; cd dbt_project && dbt --version', "1.11", id="dbt"),
+        pytest.param('eval "$(make -s env AS=loader_user)"; python -m loader load', "received 0", id="loader"),
+    ],
+)
+def test_what_people_type_next_works(shell, screens, line, expected):
+    said = typed(shell, line)
+    assert said.returncode == 0, said.stderr
+    assert expected in said.stdout

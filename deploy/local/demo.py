@@ -31,7 +31,9 @@ SHARED_DEVICES = """
     order by users desc, count(*) desc, 1 limit 5
 """
 LEDGER = """
-    select count(*), coalesce(sum(received), 0), coalesce(sum(landed), 0), coalesce(sum(duplicates), 0) from raw.loads
+    select count(*), coalesce(sum(received), 0), coalesce(sum(landed), 0), coalesce(sum(duplicates), 0),
+        (select count(*) from privacy.erased_messages)
+    from raw.loads
 """
 
 
@@ -40,7 +42,7 @@ def run(stack: Stack, queue: str, count: int) -> None:
     stack.up()
     _step("Migrating the database", [sys.executable, "-m", "migrations"], stack.program("migrator"))
 
-    [(_, _, landed, _)] = _query(stack, "transformer_user", LEDGER)
+    [(_, _, landed, _, _)] = _query(stack, "transformer_user", LEDGER)
     seed = landed // count + 1
     sqs = client(stack.environment("loader_user"))
     sent = send(sqs, ensure_queue(sqs, queue), (event.body for event in generate(count, seed)))
@@ -65,13 +67,13 @@ def _step(what: str, command: list[str], environment: dict[str, str], folder: st
 
 
 def _screen(stack: Stack, went_in: str) -> None:
-    [(loads, received, landed, duplicates)] = _query(stack, "transformer_user", LEDGER)
+    [(loads, received, landed, duplicates, erased)] = _query(stack, "transformer_user", LEDGER)
     [(accepted,)] = _query(stack, "analyst_user", "select count(*) from analytics.user_logins")
     reasons = _query(
         stack, "analyst_user", "select reason, count(*) from analytics.rejected_messages group by 1 order by 2 desc, 1"
     )
     rejected = sum(number for _, number in reasons)
-    adds_up = received == landed + duplicates and landed == accepted + rejected
+    adds_up = received == landed + duplicates and landed == accepted + rejected + erased
 
     click.echo(f"""
 Went in    {went_in}
@@ -79,7 +81,8 @@ Received   {received:>7,}   in {loads:,} loads since the database was made
 Landed     {landed:>7,}   in raw.sqs_messages, plain and locked; {duplicates:,} more were delivered again
 Accepted   {accepted:>7,}   in analytics.user_logins, masked
 Rejected   {rejected:>7,}   in analytics.rejected_messages, with a reason and no value
-Balance    {received:,} = {landed:,} + {duplicates:,}, and {landed:,} = {accepted:,} + {rejected:,}\
+Erased     {erased:>7,}   at a person's request (`make forget`)
+Balance    {received:,} = {landed:,} + {duplicates:,}, and {landed:,} = {accepted:,} + {rejected:,} + {erased:,}\
 : {"nothing is lost" if adds_up else "DOES NOT ADD UP"}
 
 Why messages were rejected
