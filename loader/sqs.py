@@ -20,6 +20,7 @@ from loader.fastpath import OPERATIONS, FastPath
 
 BATCH = 10  # messages in one call, by SQS's own limit
 LONG_POLL = 2  # seconds; a longer one would delay the end by as much and save next to nothing
+READ_TIMEOUT = LONG_POLL + 5
 MAX_VISIBILITY = 12 * 3600  # seconds from the first receive, by SQS's own limit
 DELETE_ATTEMPTS = 4
 SYSTEM_ATTRIBUTES = ["SentTimestamp", "ApproximateReceiveCount", "MessageGroupId", "SequenceNumber"]
@@ -93,7 +94,7 @@ def connect(connections: int, lean: bool = True):
         parameter_validation=False,
         max_pool_connections=connections,
         connect_timeout=5,
-        read_timeout=LONG_POLL + 5,
+        read_timeout=READ_TIMEOUT,
         retries={"mode": "standard", "total_max_attempts": 2},
     )
     try:

@@ -112,8 +112,8 @@ def not_json(call: Call) -> None:
 
 
 def silence(call: Call) -> None:
-    """Longer than the client waits."""
-    time.sleep(9)
+    """Longer than a client waits that is told to wait for two seconds."""
+    time.sleep(3)
     call.cut()
 
 
@@ -131,9 +131,15 @@ def deletes_are_forgotten(call: Call) -> None:
     call.answer(200, json.dumps({"Successful": [{"Id": each["Id"]} for each in call.entries]}).encode())
 
 
-def on(operation: str, fault: Fault, calls=range(1, 1000)) -> Fault:
-    """A fault of some calls: the operation, and which of its calls, from 1."""
-    return lambda call: fault(call) if call.operation == operation and call.nth in calls else none(call)
+def on(operation: str, *faults: Fault) -> Fault:
+    """An operation's first calls fail, each in its way; `none` lets one through."""
+    return lambda call: (faults[call.nth - 1] if call.operation == operation and call.nth <= len(faults) else none)(
+        call
+    )
+
+
+def always(operation: str, fault: Fault) -> Fault:
+    return lambda call: fault(call) if call.operation == operation else none(call)
 
 
 class Server(ThreadingHTTPServer):

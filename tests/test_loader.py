@@ -5,9 +5,11 @@ import os
 import re
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from loader.land import Database
 from loader.load import Batch
 from loader.sqs import Message
 from tests import faults
@@ -97,7 +99,7 @@ def test_the_lean_path_does_without_boto3_while_nothing_is_wrong(loading: Loadin
 
 def test_a_message_delivered_twice_lands_once_and_is_deleted(loading: Loading):
     ids = loading.send(25)
-    with loading.faulty_sqs(faults.on("DeleteMessageBatch", faults.deletes_are_forgotten, {1, 2, 3})):
+    with loading.faulty_sqs(faults.on("DeleteMessageBatch", *[faults.deletes_are_forgotten] * 3)):
         report = loading.run(workers=1)
 
     loading.assert_landed_once(ids)
@@ -145,6 +147,20 @@ def test_four_loaders_on_one_queue_share_it(loading: Loading):
     assert [status for status, *_ in results] == [0] * 4
     received = sum(int(re.match(r"received (\d+)", out)[1]) for _, out, _ in results)
     assert loading.query("select sum(received) from raw.loads") == [(received,)]
+
+
+def test_two_that_land_the_same_messages_do_not_lock_each_other_out(loading: Loading):
+    """In opposite orders, each would wait for the row that the other has inserted."""
+    messages = [Message(f"{n:05}", "", "body", "0", "1", None, None, None) for n in range(4000)]
+    databases = [loading.ready().database for _ in range(2)]
+    troubles = []
+    for database in databases:
+        database.say = lambda event, **details: troubles.append(details)
+    with ThreadPoolExecutor(2) as pool:
+        landings = pool.map(Database.land, databases, ["q", "q"], [messages, messages[::-1]])
+
+    assert sorted(landing.landed for landing in landings) == [0, 4000]
+    assert troubles == []
 
 
 def test_a_refused_message_stays_on_the_queue_and_keeps_no_other_out(loading: Loading):

@@ -8,39 +8,50 @@ import time
 
 import pytest
 
+from loader.errors import LoaderError, NoCredentials
 from tests import faults
-from tests.faults import error, on
+from tests.faults import always, error, on
 from tests.loading import Loading, a_loading, create_queue, end, until
 
 loading = pytest.fixture(a_loading)
 
-# A fault of SQS, and of which of its calls.
+# What befalls the first calls of an operation, one after the other.
 AWS_FAULTS = {
-    "receive-throttled": on("ReceiveMessage", error("RequestThrottled", 403), {1, 2, 4}),
-    "receive-throttled-by-an-old-name": on(
-        "ReceiveMessage", error("AWS.SimpleQueueService.RequestThrottled"), {1, 2, 4}
+    "receive-refused-for-now": on(
+        "ReceiveMessage",
+        error("RequestThrottled", 403),
+        error("AWS.SimpleQueueService.RequestThrottled"),  # a name that botocore takes for final
+        faults.none,
+        error("OverLimit"),
+        error("InternalError", 500),
+        error("ServiceUnavailable", 503),
     ),
-    "receive-over-limit": on("ReceiveMessage", error("OverLimit"), {1, 2, 4}),
-    "receive-500": on("ReceiveMessage", error("InternalError", 500), {1, 2, 4}),
-    "receive-reset": on("ReceiveMessage", faults.reset, {1, 2, 4}),
-    "receive-answer-lost": on("ReceiveMessage", faults.lost_answer, {2, 3}),
-    "receive-answer-cut": on("ReceiveMessage", faults.half_an_answer, {2, 3}),
-    "receive-times-out": on("ReceiveMessage", faults.silence, {2}),
-    "delete-throttled": on("DeleteMessageBatch", error("ThrottlingException"), {1, 2, 4}),
-    "delete-503": on("DeleteMessageBatch", error("ServiceUnavailable", 503), {1, 2, 4}),
-    "delete-reset": on("DeleteMessageBatch", faults.reset, {1, 2, 4}),
-    "delete-answer-lost": on("DeleteMessageBatch", faults.lost_answer, {1, 2, 4}),
-    "delete-answer-cut": on("DeleteMessageBatch", faults.half_an_answer, {1, 2, 4}),
-    "delete-answer-is-not-sqs": on("DeleteMessageBatch", faults.not_json, {1, 2, 4}),
-    "delete-fails-in-part": on("DeleteMessageBatch", faults.every_other_delete_fails),
-    "everything-delivered-twice": on("DeleteMessageBatch", faults.deletes_are_forgotten, {1, 2, 3, 4, 5, 6}),
-    "heartbeat-fails": on("ChangeMessageVisibilityBatch", error("InternalError", 500), {1}),
+    "receive-cut-off": on(
+        "ReceiveMessage", faults.reset, faults.lost_answer, faults.none, faults.half_an_answer, faults.reset
+    ),
+    "receive-times-out": on("ReceiveMessage", faults.none, faults.silence),
+    "delete-refused-for-now": on(
+        "DeleteMessageBatch",
+        error("ThrottlingException"),
+        error("AWS.SimpleQueueService.RequestThrottled"),
+        faults.none,
+        error("InternalError", 500),
+        error("ServiceUnavailable", 503),
+    ),
+    "delete-cut-off": on(
+        "DeleteMessageBatch", faults.reset, faults.lost_answer, faults.none, faults.half_an_answer, faults.not_json
+    ),
+    "delete-times-out": on("DeleteMessageBatch", faults.none, faults.silence),
+    "delete-fails-in-part": always("DeleteMessageBatch", faults.every_other_delete_fails),
+    "everything-delivered-twice": on("DeleteMessageBatch", *[faults.deletes_are_forgotten] * 6),
+    "heartbeat-fails": on("ChangeMessageVisibilityBatch", error("InternalError", 500)),
 }
 
 
 @pytest.mark.parametrize("client", ["lean", "boto3"])
 @pytest.mark.parametrize("name", AWS_FAULTS)
-def test_a_fault_of_aws_loses_and_doubles_nothing(loading: Loading, name: str, client: str):
+def test_a_fault_of_aws_loses_and_doubles_nothing(loading: Loading, name: str, client: str, monkeypatch):
+    monkeypatch.setattr("loader.sqs.READ_TIMEOUT", 2)
     loading.client = client
     ids = loading.send(60)
     with contextlib.ExitStack() as stack:
@@ -208,18 +219,31 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("client", ["lean", "boto3"])
-@pytest.mark.parametrize("operation", ["ReceiveMessage", "DeleteMessageBatch"])
 @pytest.mark.parametrize("code", REFUSALS)
-def test_what_aws_refuses_meanwhile_ends_the_loader(loading: Loading, code: str, operation: str, client: str):
+def test_what_aws_refuses_ends_the_loader(loading: Loading, code: str, client: str):
     loading.client = client
-    ids = loading.send(10)
+    loading.send(1)
     status, sentence = REFUSALS[code]
-    with loading.faulty_sqs(on(operation, error(code, 400))), pytest.raises(Exception) as caught:  # noqa: PT011
+    with loading.faulty_sqs(always("ReceiveMessage", error(code))), pytest.raises(LoaderError) as caught:
         loading.run()
 
     assert caught.value.exit_status == status
-    assert str(caught.value).startswith(sentence.format(operation=operation, queue=loading.queue_name))
+    assert str(caught.value).startswith(sentence.format(operation="ReceiveMessage", queue=loading.queue_name))
+    assert loading.waiting() == (1, 0)
+
+
+@pytest.mark.parametrize("client", ["lean", "boto3"])
+def test_credentials_that_expire_before_the_deletes_cost_nothing_but_a_second_delivery(loading: Loading, client: str):
+    loading.client = client
+    ids = loading.send(10)
+    with (
+        loading.faulty_sqs(always("DeleteMessageBatch", error("ExpiredToken", 403))),
+        pytest.raises(NoCredentials, match=r"No valid AWS credentials: ExpiredToken\."),
+    ):
+        loading.run()
+
     loading.run()
+
     loading.assert_landed_once(ids)
 
 
@@ -239,7 +263,7 @@ def test_a_queue_that_is_deleted_meanwhile_ends_a_loader_that_follows(loading: L
 
 def test_it_gives_up_on_sqs(loading: Loading):
     loading.send(1)
-    with loading.faulty_sqs(on("ReceiveMessage", error("InternalError", 500))):
+    with loading.faulty_sqs(always("ReceiveMessage", error("InternalError", 500))):
         status, _, err = end(loading.start("--give-up-after", "0.5", "--workers", "2"))
 
     assert status == 8
@@ -275,7 +299,7 @@ def test_tls_is_verified(loading: Loading, sqs_over_tls, certificate: str, clien
     changed = {"AWS_ENDPOINT_URL": sqs_over_tls.url}
 
     refused, _, err = end(loading.start("--give-up-after", "0", **changed))
-    trusted, _, _ = end(loading.start(AWS_CA_BUNDLE=certificate, **changed))
+    trusted, _, _ = end(loading.start("--max-messages", "20", AWS_CA_BUNDLE=certificate, **changed))
 
     assert (refused, trusted) == (8, 0)
     assert sqs_over_tls.clients == {client}
@@ -292,7 +316,7 @@ def test_a_proxy_is_used(loading: Loading, sqs_over_tls, certificate: str, clien
         changed = {"no_proxy": "", "NO_PROXY": "", f"{scheme}_proxy": proxy.url, "AWS_CA_BUNDLE": certificate}
         if scheme == "https":
             changed["AWS_ENDPOINT_URL"] = sqs_over_tls.url
-        status, _, _ = end(loading.start(**changed))
+        status, _, _ = end(loading.start("--max-messages", "20", **changed))
 
     assert status == 0
     assert proxy.calls["CONNECT" if scheme == "https" else "DeleteMessageBatch"] > 0
