@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import struct
 import subprocess
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +54,17 @@ def open_page(page: Path, fragment: str = "", *options: str) -> Opened:
     )
 
 
-def screenshot(page: Path, to: Path, *options: str) -> bytes:
-    with tempfile.TemporaryDirectory() as profile:
-        command = [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}", *options, f"--screenshot={to}", page.as_uri()]
-        subprocess.run(command, capture_output=True, timeout=120, check=True)
-    return to.read_bytes()
+def background(page: Path, *options: str) -> tuple[int, ...]:
+    """The colour of the page's upper left corner, in red, green and blue."""
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder) / "shot.png"
+        command = [CHROMIUM, *OPTIONS, f"--user-data-dir={folder}/profile", *options, f"--screenshot={shot}"]
+        subprocess.run([*command, page.as_uri()], capture_output=True, timeout=120, check=True)
+        png = shot.read_bytes()
+    pixels = b""
+    at = 8
+    while at < len(png):
+        size, kind = struct.unpack(">I4s", png[at : at + 8])
+        pixels += png[at + 8 : at + 8 + size] if kind == b"IDAT" else b""
+        at += size + 12
+    return tuple(zlib.decompress(pixels)[1:4])  # after the first line's filter, which leaves its first pixel alone

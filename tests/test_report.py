@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.events import generate
-from tests.browser import needs_chromium, open_page, screenshot
+from tests.browser import background, needs_chromium, open_page
 from tests.pipeline import dbt, land, query
 
 ROOT = Path(__file__).parents[1]
@@ -218,10 +218,9 @@ def test_a_browser_shows_the_same_in_silence_and_asks_nobody(file, page):
 
 
 @needs_chromium
-def test_dark_is_another_page_than_light(file, tmp_path):
-    light = screenshot(file, tmp_path / "light.png")
-    dark = screenshot(file, tmp_path / "dark.png", "--blink-settings=preferredColorScheme=0")
-    assert light != dark
+def test_it_is_light_or_dark_as_its_reader_is(file):
+    assert background(file, "--blink-settings=preferredColorScheme=1") == (0xFF, 0xFF, 0xFF)
+    assert background(file, "--blink-settings=preferredColorScheme=0") == (0x14, 0x17, 0x1A)
 
 
 @needs_chromium
