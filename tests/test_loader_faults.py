@@ -9,6 +9,7 @@ import time
 import pytest
 
 from loader.errors import LoaderError, NoCredentials
+from loader.sqs import connect
 from tests import faults
 from tests.faults import always, error, on
 from tests.loading import Loading, a_loading, create_queue, end, until
@@ -305,6 +306,27 @@ def test_tls_is_verified(loading: Loading, sqs_over_tls, certificate: str, clien
     assert sqs_over_tls.clients == {client}
     assert "certificate verify failed" in err
     loading.assert_landed_once(ids)
+
+
+def test_the_lean_path_sends_nothing_to_whom_it_does_not_trust(
+    loading: Loading, sqs_over_tls, certificate, monkeypatch
+):
+    """By itself, since boto3 is asked first for the queue's URL and refuses before it."""
+    for name, value in loading.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", sqs_over_tls.url)
+    request = {"QueueUrl": loading.url, "MaxNumberOfMessages": 1, "WaitTimeSeconds": 0}
+    answers = []
+    for trust in (None, certificate):
+        if trust:
+            monkeypatch.setenv("AWS_CA_BUNDLE", trust)
+        _, fast = connect(1)
+        answers.append((fast.send("ReceiveMessage", request), set(sqs_over_tls.clients)))
+        fast.hang_up()
+
+    assert answers[0] == (None, set())
+    assert answers[1][0] is not None
+    assert answers[1][1] == {"lean"}
 
 
 @pytest.mark.parametrize("client", ["lean", "boto3"])
