@@ -89,7 +89,7 @@ class Needles:
                 ".",
             ]
             found = subprocess.run(command, cwd=haystack, env={"LC_ALL": "C"}, stdout=subprocess.PIPE).stdout
-        hits = (line.removeprefix(b"./").partition(b":") for line in found.splitlines())
+        hits = (line.removeprefix(b"./").partition(b":") for line in found.split(b"\n")[:-1])
         return sorted({f"{names[int(number)]}: {self.names[needle]}" for number, _, needle in hits})
 
 
