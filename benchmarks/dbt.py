@@ -1,6 +1,7 @@
 """What dbt costs, measured here: a full refresh, increments as history grows, its own start, reports and a purge."""
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -10,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
 from deploy.local.stack import SUPERUSER, Stack
 
+TICK = os.sysconf("SC_CLK_TCK")
 PROJECT = Path(__file__).parents[1] / "dbt_project"
 
 LAND = """
@@ -45,6 +48,13 @@ truncate public.floor
 """
 
 
+class Cost(NamedTuple):
+    """Seconds on the clock, and of the server's processors, which are the same on a busy machine."""
+
+    wall: float
+    cpu: float
+
+
 class Bench:
     """One database with messages in it."""
 
@@ -56,29 +66,38 @@ class Bench:
             "DBT_LOG_PATH": str(stack.folder / f"dbt-{name}"),
         }
 
-    def sql(self, statement: str, **parameters: int) -> float:
-        """Seconds that a statement takes the superuser, with the commit."""
+    def cpu(self) -> float:
+        """Processor seconds of all of the server's processes that have ended, as every session's does with it."""
+        time.sleep(0.3)
+        server = int((self.stack.folder / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+        of_children = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[13:15]
+        return sum(map(int, of_children)) / TICK
+
+    def sql(self, statement: str, **parameters: int) -> Cost:
+        """What a statement of the superuser's costs, with the commit."""
+        before = self.cpu()
         with closing(self.stack.connect(SUPERUSER, self.name)) as connection:
             connection.autocommit = True
             started = time.perf_counter()
             with connection.cursor() as cursor:
                 cursor.execute(statement, parameters or None)
-            return time.perf_counter() - started
+            wall = time.perf_counter() - started
+        return Cost(wall, self.cpu() - before)
 
     def land(self, messages: int) -> None:
         for done in range(0, messages, 100_000):
             self.sql(LAND, n=min(100_000, messages - done))
 
-    def dbt(self, *arguments: str) -> tuple[float, float]:
-        """Seconds that the models took, and the whole command."""
+    def dbt(self, *arguments: str) -> tuple[Cost, float]:
+        """What the models cost, and the seconds of the whole command."""
         command = [Path(sys.executable).with_name("dbt"), "--quiet", *arguments]
-        started = time.perf_counter()
+        before, started = self.cpu(), time.perf_counter()
         subprocess.run(command, env=self.env, cwd=PROJECT, check=True)
         wall = time.perf_counter() - started
         results = json.loads(Path(self.env["DBT_TARGET_PATH"], "run_results.json").read_text())["results"]
-        return sum(each["execution_time"] for each in results), wall
+        return Cost(sum(each["execution_time"] for each in results), self.cpu() - before), wall
 
-    def models(self, *arguments: str) -> float:
+    def models(self, *arguments: str) -> Cost:
         return self.dbt("run", "--select", "config.materialized:incremental", *arguments)[0]
 
     def settle(self) -> None:
@@ -90,6 +109,7 @@ class Bench:
 def server(names: list[str]) -> Iterator[dict[str, Bench]]:
     """A PostgreSQL of its own that writes to the disk as in production, with a migrated database for each name."""
     settings = {"fsync": "on", "full_page_writes": "on", "max_wal_size": "8GB", "shared_buffers": "1GB"}
+    settings["autovacuum"] = "off"  # here, settle() does its work between the measurements
     stack = Stack(Path(tempfile.mkdtemp(prefix="masked-logins-bench-")), pg_port=0, sqs_port=0, settings=settings)
     try:
         stack.up()
@@ -105,22 +125,25 @@ def server(names: list[str]) -> Iterator[dict[str, Bench]]:
         shutil.rmtree(stack.folder, ignore_errors=True)
 
 
-def interleaved(rounds: int, contestants: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+def interleaved(rounds: int, contestants: dict[str, Callable[[], Cost]]) -> dict[str, list[Cost]]:
     """So that whatever else the machine does falls on all alike."""
-    seconds = {name: [] for name in contestants}
+    costs = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, measure in contestants.items():
-            seconds[name].append(measure())
-    return seconds
+            costs[name].append(measure())
+    return costs
 
 
-def show(title: str, seconds: dict[str, list[float]], base: str, rows: int = 0) -> None:
-    print(f"\n{title}")
-    floor = statistics.median(seconds[base])
-    for name, each in seconds.items():
-        median = statistics.median(each)
-        rate = f" {rows / median:>10,.0f} rows/s" if rows else ""
-        print(f"  {name:<44} {median:>8.2f} s ({min(each):.2f}-{max(each):.2f}) {median / floor:>6.2f} x{rate}")
+def show(title: str, costs: dict[str, list[Cost]], rows: int = 0) -> None:
+    """A line for each: medians, and how many times the first one's."""
+    print(f"\n{title:<46}{'seconds':>9}{'':>9}{'server CPU':>12}")
+    first = None
+    for name, each in costs.items():
+        median = Cost(*map(statistics.median, zip(*each, strict=True)))
+        first = first or median
+        rate = f"{rows / median.wall:>10,.0f} rows/s" if rows else ""
+        cpu = f"{median.cpu:>12.2f} {median.cpu / first.cpu:>6.2f} x" if first.cpu else ""
+        print(f"  {name:<44}{median.wall:>9.2f} {median.wall / first.wall:>6.2f} x{cpu}{rate}", flush=True)
 
 
 def full_refresh(bench: Bench, messages: int, rounds: int) -> None:
@@ -128,21 +151,21 @@ def full_refresh(bench: Bench, messages: int, rounds: int) -> None:
     bench.models()
     tables = "staging.int_messages__masked, analytics.user_logins, analytics.rejected_messages"
 
-    def floor() -> float:
+    def floor() -> Cost:
         bench.sql(FLOOR_TABLE)
         bench.settle()
         return bench.sql(FLOOR)
 
-    def first() -> float:
+    def first() -> Cost:
         bench.sql(f"drop table {tables} cascade")
         bench.settle()
         return bench.models()
 
-    def same() -> float:
+    def same() -> Cost:
         bench.settle()
         return bench.models("--full-refresh")
 
-    def every_row_differs() -> float:
+    def every_row_differs() -> Cost:
         bench.sql("update staging.int_messages__masked set device_type = 'x'")
         bench.sql("update analytics.user_logins set device_type = 'x'")
         bench.sql("vacuum full analyze staging.int_messages__masked, analytics.user_logins")
@@ -155,9 +178,7 @@ def full_refresh(bench: Bench, messages: int, rounds: int) -> None:
         "full refresh, nothing differs": same,
         "full refresh, every row differs": every_row_differs,
     }
-    show(
-        f"Full refresh of {messages:,} messages", interleaved(rounds, contestants), "one bare insert … select", messages
-    )
+    show(f"Full refresh of {messages:,} messages", interleaved(rounds, contestants), messages)
 
 
 def increments(benches: dict[int, Bench], new: int, rounds: int) -> None:
@@ -166,53 +187,53 @@ def increments(benches: dict[int, Bench], new: int, rounds: int) -> None:
         bench.models()
         bench.settle()
 
-    def increment(bench: Bench) -> float:
+    def increment(bench: Bench) -> Cost:
         bench.land(new)
         return bench.models()
 
     contestants = {f"{held:,} messages there": lambda bench=bench: increment(bench) for held, bench in benches.items()}
     interleaved(1, contestants)  # to warm up
-    show(f"{new:,} new messages", interleaved(rounds, contestants), next(iter(contestants)))
+    show(f"{new:,} new messages", interleaved(rounds, contestants))
 
 
 def overhead(bench: Bench, rounds: int) -> None:
     program = Path(sys.executable).with_name("dbt")
 
-    def wall(*arguments: str) -> float:
-        return bench.dbt(*arguments)[1]
+    def wall(*arguments: str) -> Cost:
+        return Cost(bench.dbt(*arguments)[1], 0)
 
-    def version() -> float:
+    def version() -> Cost:
         started = time.perf_counter()
         subprocess.run([program, "--version"], env=bench.env, cwd=PROJECT, check=True, capture_output=True)
-        return time.perf_counter() - started
+        return Cost(time.perf_counter() - started, 0)
 
     contestants = {
         "dbt run, nothing new": lambda: wall("run"),
-        "of that in models": lambda: bench.dbt("run")[0],
+        "of that in models": lambda: bench.dbt("run")[0]._replace(cpu=0),
         "without partial parsing": lambda: wall("--no-partial-parse", "run"),
         "dbt --version": version,
     }
-    show("dbt's own", interleaved(rounds, contestants), "dbt run, nothing new")
+    show("dbt's own", interleaved(rounds, contestants))
 
 
 def reports(bench: Bench, rounds: int) -> None:
-    def read(name: str) -> float:
+    def read(name: str) -> Cost:
         return bench.sql(f"select count(report::text) from analytics.{name} as report")
 
     bench.dbt("run")
     contestants = {name: lambda name=name: read(name) for name in ("daily_logins", "shared_devices", "shared_ips")}
-    show("Reading a whole report", interleaved(rounds, contestants), "daily_logins")
+    show("Reading a whole report", interleaved(rounds, contestants))
 
 
 def purge(bench: Bench) -> None:
     bench.sql("update raw.loads set loaded_at = now() - interval '40 days' where load_id <= 2")
     bench.sql("update raw.sqs_messages set loaded_at = now() - interval '40 days' where load_id <= 2")
     bench.sql("vacuum full raw.sqs_messages")
-    seconds = {
+    costs = {
         "privacy.purge": [bench.sql("select privacy.purge(30)")],
         "vacuum": [bench.sql("vacuum raw.sqs_messages")],
     }
-    show("Purge of 200,000 messages, once", seconds, "privacy.purge")
+    show("Purge of 200,000 messages, once", costs)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

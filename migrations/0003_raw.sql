@@ -59,6 +59,11 @@ begin
     return least(next_load_id, in_flight);
 end $$;
 
+-- Not partitioned by day of sent_at. A unique key of a partitioned table has to contain sent_at, and a FIFO queue's
+-- dead-letter queue gives the same message a new one: it would land twice. And the models look up loads, not days: with
+-- 365 partitions a read of the newest loads took 45 ms instead of 5, max(load_id) 56 instead of 1.5. What dropping a
+-- partition would save is little: a purge of 200,000 messages takes under a second, with the vacuum, and the
+-- space is used again.
 create table raw.sqs_messages (
     message_id text primary key,  -- text: AWS promises a string of up to 100 characters, not a UUID
     queue text not null,
