@@ -1,4 +1,4 @@
-"""python -m deploy.privacy: rotates the keys, recovers an original, forgets a person or what is old. PG* name the database."""
+"""python -m deploy.privacy: rotates keys, recovers originals, erases persons and what is old. PG* name the database."""
 
 import io
 import re
