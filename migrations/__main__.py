@@ -13,7 +13,7 @@ DBT_PROJECT = ROOT / "dbt_project"
 
 
 def main() -> None:
-    """Exit status: 0 up to date, 3 no database, 4 not permitted or not possible, 5 a migration or the boundary failed."""
+    """Exits with 0 when up to date, 3 without a database, 4 where it may not or cannot, 5 when a step failed."""
     url = database_url()
     apply_migrations(url)
     deploy_boundary()
