@@ -14,7 +14,7 @@ begin
     end loop;
 end $$;
 
-grant masker, pipeline_owner to current_user;
+grant masker, pipeline_owner to current_user;  -- noqa: PRS (sqlfluff does not know current_user here)
 
 -- migrate:down
 -- none: the way back is a backup

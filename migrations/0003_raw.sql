@@ -94,13 +94,15 @@ create table raw.loads (
     constraint received_is_landed_or_duplicate check (received = landed + duplicates)
 );
 
-comment on table raw.sqs_messages is 'Messages as SQS delivered them, one row per message id. Plain personal data: readable by masker alone.';
+comment on table raw.sqs_messages is
+'Messages as SQS delivered them, one row per message id. Plain personal data: readable by masker alone.';
 comment on column raw.sqs_messages.queue is 'Name of the queue.';
 comment on column raw.sqs_messages.body is 'The message, byte for byte.';
 comment on column raw.sqs_messages.sent_at is 'SQS SentTimestamp: when the queue received the message.';
 comment on column raw.sqs_messages.receive_count is 'SQS ApproximateReceiveCount at the delivery that landed.';
 comment on column raw.sqs_messages.attributes is 'SQS message attributes, by name; binary values in base64.';
-comment on column raw.sqs_messages.load_id is 'The landing transaction (raw.loads) that brought the message; the cursor of dbt''s models.';
+comment on column raw.sqs_messages.load_id is
+'The landing transaction (raw.loads) that brought the message; the cursor of dbt''s models.';
 comment on table raw.loads is 'Ledger: one row per landing transaction, written in that transaction.';
 comment on column raw.loads.received is 'Messages received from SQS: landed + duplicates.';
 comment on column raw.loads.landed is 'Messages that were new and are now in raw.sqs_messages.';
