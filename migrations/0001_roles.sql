@@ -14,7 +14,7 @@ begin
     end loop;
 end $$;
 
-grant masker, pipeline_owner to current_user;  -- noqa: PRS (sqlfluff does not know current_user here)
+grant masker, pipeline_owner to current_user;  -- noqa: PRS
 
 -- migrate:down
 -- none: the way back is a backup
