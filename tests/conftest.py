@@ -28,9 +28,11 @@ NO_AWS_BUT_OURS = {
 
 
 def pytest_configure() -> None:
-    """No test reads the caller's settings, or asks a cloud machine for credentials."""
-    for name in [name for name in os.environ if name.startswith(("PG", "AWS_", "DBT_"))]:
+    """No test reads the caller's settings, nor those of a `make test` above it; none asks a machine for credentials."""
+    for name in [name for name in os.environ if name.startswith(("PG", "AWS_", "DBT_", "LOADER_", "MAKE"))]:
         del os.environ[name]
+    for name in ("MFLAGS", "ARGS"):
+        os.environ.pop(name, None)
     os.environ |= NO_AWS_BUT_OURS
 
 

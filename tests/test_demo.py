@@ -85,7 +85,7 @@ in_venv = pytest.mark.skipif(sys.prefix != str(ROOT / ".venv"), reason="`make` w
 
 
 def typed(shell, *lines):
-    environment = {name: value for name, value in shell.items() if not name.startswith(("PG", "AWS_", "MAKE"))}
+    environment = {name: value for name, value in shell.items() if not name.startswith(("PG", "AWS_"))}
     script = "set -e\n" + "\n".join(lines)
     return subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
 

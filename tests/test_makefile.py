@@ -1,6 +1,5 @@
 """The one door: every target is in the help, and what a fresh machine may lack is a sentence."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -12,11 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def make(*arguments, folder=ROOT):
-    # As by hand: `make test` tells the makes below it who started them, and with what.
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
-    }
-    return subprocess.run(["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True)
 
 
 @pytest.fixture
