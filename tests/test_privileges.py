@@ -7,7 +7,8 @@ import pytest
 
 from tests.pipeline import dbt, land, query
 
-LOGINS = ("loader_user", "transformer_user", "analyst_user", "privacy_officer_user")
+LOGINS = ("loader_user", "transformer_user", "analyst_user", "privacy_officer_user", "monitor_user")
+READERS = ("transformer_user", "analyst_user", "privacy_officer_user")
 LOGIN = '{"user_id":"u","app_version":"1.0","device_type":"ios","ip":"192.0.2.1","locale":null,"device_id":"d"}'
 
 # statement, who may run it (everybody else is refused)
@@ -50,10 +51,28 @@ MATRIX = [
     ("select * from staging.int_messages__masked", ("transformer_user",)),
     ("create table staging.t (i int)", ("transformer_user",)),
     # analytics
-    ("select * from analytics.user_logins", ("transformer_user", "analyst_user", "privacy_officer_user")),
-    ("select * from analytics.rejected_messages", ("transformer_user", "analyst_user", "privacy_officer_user")),
+    ("select * from analytics.user_logins", READERS),
+    ("select * from analytics.rejected_messages", READERS),
     ("create view analytics.v as select 1 as one", ("transformer_user",)),
     ("delete from analytics.user_logins", ("transformer_user",)),
+    ("select * from analytics.shared_devices", READERS),
+    ("select * from analytics.pipeline_health", (*READERS, "monitor_user")),
+    ("select analytics.decode_app_version(1)", READERS),
+    # privacy
+    ("select * from privacy.originals", ()),
+    ("select * from privacy.public_keys", ()),
+    ("select * from privacy.tombstone_key", ()),
+    ("select * from privacy.audit", ("privacy_officer_user",)),
+    ("insert into privacy.audit (action) values ('x')", ()),
+    ("delete from privacy.audit", ()),
+    ("select * from privacy.erased_messages", ()),
+    ("select message_id, load_id from privacy.erased_messages", ("transformer_user",)),
+    ("select privacy.request_recovery(repeat('0', 64), 'a lawful request')", ("privacy_officer_user",)),
+    ("select privacy.forget_user('nobody', 'a lawful request')", ("privacy_officer_user",)),
+    ("select privacy.purge(28)", ("privacy_officer_user",)),
+    ("select privacy.seal_originals()", ("transformer_user",)),
+    ("select privacy.seal_with('')", ()),
+    ("select privacy.require_two_persons(false)", ()),
     # the database and the server
     ("create temporary table t (i int)", ("loader_user", "transformer_user")),
     ("create table public.t (i int)", ()),

@@ -26,7 +26,7 @@ HOST = "127.0.0.1"
 PORTS = {"PostgreSQL": 54320, "SQS": 4566}
 DATABASE = "logins"
 SUPERUSER = "postgres"
-LOGINS = ("migrator", "loader_user", "transformer_user", "analyst_user", "privacy_officer_user")
+LOGINS = ("migrator", "loader_user", "transformer_user", "analyst_user", "privacy_officer_user", "monitor_user")
 BOOTSTRAP = Path(__file__).parents[1] / "bootstrap.sql"
 
 SETTINGS = {
