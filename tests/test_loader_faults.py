@@ -1,8 +1,8 @@
 """What the loader does when AWS or the database fail: it goes on when they do, or says in one sentence why not."""
 
 import contextlib
-import signal
 import shutil
+import signal
 import ssl
 import subprocess
 import time
