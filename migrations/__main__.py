@@ -25,7 +25,8 @@ def database_url() -> str:
     try:
         connection = psycopg2.connect(connect_timeout=10)
     except psycopg2.OperationalError as error:
-        fail(3, f"No database: {str(error).strip()} Check PGHOST, PGPORT, PGDATABASE, PGUSER and PGPASSWORD.")
+        reason = str(error).strip().splitlines()[0]
+        fail(3, f"No database: {reason}. Check PGHOST, PGPORT, PGDATABASE, PGUSER and PGPASSWORD.")
     with connection.cursor() as cursor:
         cursor.execute(
             "select current_setting('server_version_num')::integer, current_setting('server_encoding'),"
