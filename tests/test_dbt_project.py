@@ -1,10 +1,8 @@
 """Rules that the dbt project keeps about itself."""
 
-import subprocess
-
 import pytest
 
-from tests.pipeline import DBT_PROJECT, dbt, parsed, query
+from tests.pipeline import dbt, parsed, query
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +52,3 @@ def test_the_database_shows_the_descriptions(module_database):
         login="postgres",
     )
     assert undescribed == []
-
-
-def test_the_documentation_is_one_page(module_database, tmp_path):
-    command = ["dbt", "docs", "generate", "--static", "--project-dir", DBT_PROJECT, "--profiles-dir", DBT_PROJECT]
-    env = module_database.env("transformer_user") | {"DBT_TARGET_PATH": str(tmp_path)}
-    subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
-
-    page = (tmp_path / "static_index.html").read_text()
-    assert "Devices that more than one user logged in from" in page
-    assert "fraud_review" in page

@@ -42,6 +42,12 @@ def test_nothing_in_it_is_loaded(page):
     assert re.findall(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="(?:https?:)?//', page.read_text()) == []
 
 
+def test_it_describes_the_reports_and_what_they_are_for(page):
+    text = page.read_text()
+    assert "Devices that more than one user logged in from" in text
+    assert "fraud_review" in text
+
+
 @pytest.mark.parametrize("mart", ["user_logins", "rejected_messages", "shared_devices", "shared_ips", "daily_logins"])
 def test_what_analysts_read_comes_from_bodies_and_keys_through_the_boundary_alone(manifest, mart):
     mart, boundary = f"model.masked_logins.{mart}", "model.masked_logins.stg_sqs__logins"
