@@ -1,5 +1,6 @@
 """What deploy/ says must be true of the programs that it starts, watches and gives rights to."""
 
+import functools
 import json
 import re
 import shutil
@@ -30,6 +31,12 @@ Template.add_multi_constructor("!", lambda loader, tag, node: node.value)
 
 def documents(path, loader=yaml.SafeLoader):
     return list(yaml.load_all(path.read_text(), loader))
+
+
+@functools.cache
+def resources() -> dict[str, dict]:
+    (template,) = documents(DEPLOY / "aws" / "pipeline.yaml", Template)
+    return template["Resources"]
 
 
 # Watching: dashboards and alerts rest on metrics that exist.
@@ -124,8 +131,7 @@ def test_the_loader_may_call_what_it_calls_and_no_more():
 
 def test_the_template_has_the_policy_of_the_file():
     policy = json.loads((DEPLOY / "aws" / "iam-loader.json").read_text())["Statement"]
-    (template,) = documents(DEPLOY / "aws" / "pipeline.yaml", Template)
-    role = template["Resources"]["LoaderRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
+    role = resources()["LoaderRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
     for statement in policy:
         assert actions(role, statement["Sid"]) == set(statement["Action"])
 
@@ -141,8 +147,7 @@ def commands():
             template = document["spec"].get("jobTemplate", document)["spec"].get("template", {})
             for container in template.get("spec", {}).get("containers", []):
                 yield document["metadata"]["name"], container["command"]
-    (template,) = documents(DEPLOY / "aws" / "pipeline.yaml", Template)
-    for name, resource in template["Resources"].items():
+    for name, resource in resources().items():
         for container in resource.get("Properties", {}).get("ContainerDefinitions", []):
             yield name, container["Command"]
     (command,) = re.findall(r"^CMD (.*)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
@@ -168,6 +173,78 @@ def test_metrics_are_served_where_they_are_looked_for():
     (health,) = re.findall(r"127\.0\.0\.1:(\d+)/metrics", (DEPLOY / "Dockerfile").read_text())
 
     assert served == {health, str(scraped["dns_sd_configs"][0]["port"]), str(container["ports"][0]["containerPort"])}
+
+
+# The clock: Kubernetes and ECS do the same, as often, as the same login and for as long at most.
+
+
+def by_cronjobs() -> dict[tuple, tuple]:
+    jobs = {}
+    for job in documents(DEPLOY / "kubernetes" / "scheduled.yaml"):
+        run = job["spec"]["jobTemplate"]["spec"]
+        (container,) = run["template"]["spec"]["containers"]
+        (login,) = [source["secretRef"]["name"] for source in container["envFrom"]]
+        jobs[tuple(container["command"])] = job["spec"]["schedule"], run["activeDeadlineSeconds"], login
+    return jobs
+
+
+def by_schedules() -> dict[tuple, tuple]:
+    """A task has no deadline of its own, so that its command begins with one."""
+    schedules = {}
+    for schedule in of_type("AWS::Scheduler::Schedule").values():
+        target = schedule["Target"]
+        (container,) = resources()[target["EcsParameters"]["TaskDefinitionArn"]]["Properties"]["ContainerDefinitions"]
+        (override,) = json.loads(target.get("Input", "{}")).get("containerOverrides", [{"name": container["Name"]}])
+        assert override["name"] == container["Name"]
+        timeout, seconds, *command = override.get("command", container["Command"])
+        assert timeout == "timeout"
+        schedules[tuple(command)] = as_cron(schedule["ScheduleExpression"]), int(seconds), login_of(container)
+    return schedules
+
+
+def of_type(kind: str) -> dict[str, dict]:
+    return {name: resource["Properties"] for name, resource in resources().items() if resource["Type"] == kind}
+
+
+def as_cron(expression: str) -> str:
+    if every := re.fullmatch(r"rate\((\d+) minutes\)", expression):
+        return f"*/{every[1]} * * * *"
+    minute, hour = re.fullmatch(r"cron\((\S+) (\S+) \* \* \? \*\)", expression).groups()
+    return f"{minute} {hour} * * *"
+
+
+def login_of(container: dict) -> str:
+    """The last part of the secret's name, which Kubernetes calls its own secret."""
+    assert [secret["Name"] for secret in container["Secrets"]] == ["PGUSER", "PGPASSWORD"]
+    (secret,) = {re.match(r"\$\{(\w+)\}", secret["ValueFrom"])[1] for secret in container["Secrets"]}
+    return resources()[secret]["Properties"]["Name"].removeprefix("masked-logins/")
+
+
+def test_ecs_does_by_the_clock_what_kubernetes_does():
+    assert by_schedules() == by_cronjobs()
+
+
+def test_the_clock_may_start_what_it_starts_and_nothing_else():
+    started = {
+        each["Target"]["EcsParameters"]["TaskDefinitionArn"] for each in of_type("AWS::Scheduler::Schedule").values()
+    }
+    run, hand_over = resources()["ClockRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
+    assert (run["Action"], set(run["Resource"])) == ("ecs:RunTask", started)
+    assert (hand_over["Action"], hand_over["Resource"]) == ("iam:PassRole", "StarterRole.Arn")
+    assert hand_over["Condition"] == {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}}
+
+
+def test_every_login_that_a_program_takes_is_made_and_can_be_read():
+    made = {properties["Name"]: name for name, properties in of_type("AWS::SecretsManager::Secret").items()}
+    taken = {
+        each["remoteRef"]["key"]
+        for document in documents(DEPLOY / "kubernetes" / "secrets.yaml")
+        for each in document["spec"].get("data", [])
+    }
+    (policy,) = resources()["StarterRole"]["Properties"]["Policies"]
+    (statement,) = policy["PolicyDocument"]["Statement"]
+    assert set(made) == taken
+    assert set(statement["Resource"]) == set(made.values())
 
 
 # Environments.
