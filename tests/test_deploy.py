@@ -1,10 +1,14 @@
 """What deploy/ says must be true of the programs that it starts, watches and gives rights to."""
 
+import contextlib
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +18,8 @@ from deploy.local.stack import LOGINS
 from loader.cli import main
 from loader.metrics import Metrics
 from loader.report import Report
-from tests.conftest import ROOT
-from tests.pipeline import dbt
+from tests.conftest import ROOT, Database
+from tests.pipeline import dbt, land
 
 DEPLOY = ROOT / "deploy"
 MONITORING = DEPLOY / "monitoring"
@@ -245,6 +249,60 @@ def test_every_login_that_a_program_takes_is_made_and_can_be_read():
     (statement,) = policy["PolicyDocument"]["Statement"]
     assert set(made) == taken
     assert set(statement["Resource"]) == set(made.values())
+
+
+# Alarms on AWS: each part of the clock's work is missed when it does not succeed, whatever the reason.
+
+CONDITION = r'\$\.([\w.]+) = ("[^"]*"|\d+)'
+
+
+def is_counted(pattern: str, line: str) -> bool:
+    """As CloudWatch does: a phrase, or conditions on a line of JSON."""
+    if not pattern.startswith("{"):
+        return json.loads(pattern) in line
+    assert re.fullmatch(rf"\{{ {CONDITION}( && {CONDITION})* \}}", pattern)
+    event = json.loads(line) if line.startswith("{") else {}
+    found = [
+        (functools.reduce(lambda part, key: part.get(key, {}), path.split("."), event), json.loads(wanted))
+        for path, wanted in re.findall(CONDITION, pattern)
+    ]
+    return all(value == wanted for value, wanted in found)
+
+
+def counted_by_alarms(database: Database) -> dict[str, int]:
+    """What the metrics are after each scheduled command has run once, as the image runs it."""
+    logins = {"transformer": "transformer_user", "retention": "privacy_officer_user"}
+    lines = []
+    for command, (_, _, login) in by_schedules().items():
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        project = {"DBT_PROJECT_DIR": "dbt_project", "DBT_PROFILES_DIR": "dbt_project", "PGSSLMODE": "disable"}
+        env = database.env(logins[login]) | project | {"PATH": path}
+        lines += subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    filters = [
+        (metric["MetricName"], each["FilterPattern"])
+        for each in of_type("AWS::Logs::MetricFilter").values()
+        for metric in each["MetricTransformations"]
+    ]
+    return {name: sum(is_counted(pattern, line) for line in lines) for name, pattern in filters}
+
+
+def test_alarms_miss_what_fails_and_hear_of_what_succeeds(database):
+    missed_when_less_than_one = {
+        alarm["MetricName"]
+        for alarm in of_type("AWS::CloudWatch::Alarm").values()
+        if (alarm["Namespace"], alarm["Statistic"], alarm["ComparisonOperator"], alarm["Threshold"])
+        == ("MaskedLogins", "Sum", "LessThanThreshold", 1)
+        and alarm["TreatMissingData"] == "breaching"  # a task that never starts prints nothing
+    }
+    with contextlib.closing(database.connect("postgres")) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("revoke usage on schema masking from transformer")
+            assert counted_by_alarms(database) == dict.fromkeys(missed_when_less_than_one, 0)
+            cursor.execute("grant usage on schema masking to transformer")
+    land(database, ["{}"])
+    assert counted_by_alarms(database) == dict.fromkeys(missed_when_less_than_one, 1)
+    assert len(missed_when_less_than_one) == len(by_schedules())
 
 
 # Environments.
