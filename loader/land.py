@@ -133,13 +133,29 @@ class Database:
                 return landed
             except Away as away:
                 away_since = away_since or time.monotonic()
-                seconds = time.monotonic() - away_since
                 if self.stopping.is_set():
                     raise
-                if seconds >= self.give_up_after:
-                    raise errors.GaveUp(seconds=seconds, reason=away) from None
-                self.say("the database is away, will try again", reason=str(away), attempt=attempt + 1)
-            self.stopping.wait(random.uniform(0, min(10, 0.2 * 2**attempt)))
+                self.wait_for_it(away, away_since, attempt)
+
+    def look(self) -> None:
+        """Makes sure of a database that nobody uses just now; waits for it, and gives up on it, as who lands does."""
+        began = time.monotonic()
+        for attempt in itertools.count():
+            if self.turn.locked() or self.stopping.is_set():
+                return
+            try:
+                with self.transaction() as cursor:
+                    return cursor.execute("select")
+            except Away as away:
+                self.wait_for_it(away, began, attempt)
+
+    def wait_for_it(self, away: Away, since: float, attempt: int) -> None:
+        """A pause that grows, until it has been away for too long."""
+        seconds = time.monotonic() - since
+        if seconds >= self.give_up_after:
+            raise errors.GaveUp(seconds=seconds, reason=away) from None
+        self.say("the database is away, will try again", reason=str(away), attempt=attempt + 1)
+        self.stopping.wait(random.uniform(0, min(10, 0.2 * 2**attempt)))
 
     @contextmanager
     def transaction(self) -> Iterator:

@@ -81,6 +81,15 @@ def watch(run: "Run") -> None:
         run.over.wait(LOOK_EVERY)
 
 
+def look_after(run: "Run") -> None:
+    """Of a loader that follows: sees whether the database is there, which nobody would notice while nothing comes."""
+    try:
+        while not run.over.wait(LOOK_EVERY):
+            run.database.look()
+    except LoaderError as error:
+        run.fail(error)
+
+
 @dataclass(eq=False)
 class Batch:
     """The messages that a worker holds, by id: received, and not yet landed and deleted."""
@@ -139,7 +148,7 @@ class Run:
         self.left = float("inf") if max_messages is None else max_messages
 
     def start(self) -> None:
-        for target in [keep_visible, watch][: 1 + self.watched] + [work] * self.workers:
+        for target in [keep_visible] + [watch] * self.watched + [look_after] * self.follow + [work] * self.workers:
             threading.Thread(target=target, args=[self], name=target.__name__, daemon=True).start()
 
     def wait(self) -> None:
@@ -172,7 +181,7 @@ class Run:
     def poll(self, most: int, waiting: bool) -> list[Message]:
         """Receives. Of the idle workers of a loader that follows, one at a time asks, so that silence costs little."""
         with self.door if self.follow and threading.get_ident() in self.idle else nullcontext():
-            if self.stopping.is_set():
+            if self.stopping.is_set() or not self.database.there.is_set():  # since it came to the door
                 return []
             return self.queue.receive(most, LONG_POLL if waiting else 0)
 

@@ -5,11 +5,14 @@ import shutil
 import signal
 import ssl
 import subprocess
+import threading
 import time
 
 import pytest
 
-from loader.errors import LoaderError, NoCredentials
+from loader.errors import GaveUp, LoaderError, NoCredentials
+from loader.load import Run
+from loader.metrics import Metrics
 from loader.sqs import connect
 from tests import faults
 from tests.faults import always, error, on
@@ -164,6 +167,48 @@ def test_it_stops_at_once_while_the_database_is_away(loading: Loading):
 
     assert status == 0
     assert loading.waiting() == (5, 0)
+
+
+def test_an_idle_loader_sees_that_the_database_is_away_and_when_it_is_back(loading: Loading, monkeypatch):
+    """Nothing is received meanwhile; what was sent meanwhile lands afterwards."""
+    monkeypatch.setattr("loader.load.LOOK_EVERY", 0.1)
+    away = threading.Event()
+    with faults.postgres_proxy(int(loading.env["PGPORT"]), lambda step: away.is_set()) as port:
+        loading.env |= loading.through(port)
+        with loading.running(follow=True) as run:
+            until(lambda: run.idle)
+            assert database_up(run) == 1
+            away.set()
+            until(lambda: database_up(run) == 0)
+            time.sleep(1.2)  # a long poll that was under way comes to its end
+            ids = loading.send(5)
+            time.sleep(0.5)
+            assert loading.waiting() == (5, 0)
+            away.clear()
+            until(lambda: run.report.counts["deleted"] == 5)
+            assert database_up(run) == 1
+            run.stopping.set()
+
+    loading.assert_landed_once(ids)
+
+
+def test_an_idle_loader_gives_up_on_the_database_as_a_busy_one_does(loading: Loading, monkeypatch):
+    monkeypatch.setattr("loader.load.LOOK_EVERY", 0.1)
+    away = threading.Event()
+    with faults.postgres_proxy(int(loading.env["PGPORT"]), lambda step: away.is_set()) as port:
+        loading.env |= loading.through(port)
+        run = loading.ready(follow=True, give_up_after=0.5)
+        run.start()
+        until(lambda: run.idle)
+        away.set()
+
+        with pytest.raises(GaveUp, match=r"The database was away for "):
+            run.wait()
+
+
+def database_up(run: Run) -> float:
+    [up] = [family for family in Metrics(run).collect() if family.name == "loader_database_up"]
+    return up.samples[0].value
 
 
 def refuse_connections(loading: Loading, refuse: bool = True) -> None:
