@@ -16,8 +16,10 @@ import yaml
 
 from deploy.local.stack import LOGINS
 from loader.cli import main
+from loader.load import FLUSH_BYTES
 from loader.metrics import Metrics
 from loader.report import Report
+from loader.sqs import BATCH
 from tests.conftest import ROOT, Database
 from tests.pipeline import dbt, land
 
@@ -165,6 +167,20 @@ LOADERS = [(where, command[3:]) for where, command in commands() if command[:3] 
 def test_the_loader_understands_its_command(where, arguments):
     command = main.commands[arguments[0]]
     command.make_parser(command.context_class(command)).parse_args(list(arguments[1:]))
+
+
+def test_a_loader_has_memory_for_the_largest_messages():
+    largest = resources()["Queue"]["Properties"]["MaximumMessageSize"]
+    (workers,) = [option.default for option in main.commands["load"].params if option.name == "workers"]
+    held = workers * (FLUSH_BYTES + BATCH * largest)
+    needed = 4 * held / 2**20  # one character beyond U+FFFF, and Python takes four bytes for each
+    (deployment, *_) = documents(DEPLOY / "kubernetes" / "loader.yaml")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    kubernetes = container["resources"]["limits"]["memory"]
+    ecs = resources()["LoaderTask"]["Properties"]["Memory"]
+
+    # as much again for what is being parsed and copied, which is what was measured
+    assert 2 * needed < int(kubernetes.removesuffix("Mi")) == int(ecs)
 
 
 def test_metrics_are_served_where_they_are_looked_for():
