@@ -135,6 +135,15 @@ def test_the_loader_may_call_what_it_calls_and_no_more():
     assert allowed - moving <= needed
 
 
+def test_keda_does_not_act_as_the_loader_whose_role_trusts_the_loader_alone():
+    (authentication,) = [
+        document
+        for document in documents(DEPLOY / "kubernetes" / "loader.yaml")
+        if document["kind"] == "TriggerAuthentication"
+    ]
+    assert authentication["spec"]["podIdentity"].get("identityOwner", "keda") == "keda"
+
+
 def test_the_template_has_the_policy_of_the_file():
     policy = json.loads((DEPLOY / "aws" / "iam-loader.json").read_text())["Statement"]
     role = resources()["LoaderRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
