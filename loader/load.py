@@ -201,15 +201,19 @@ class Run:
 
     def keep(self, batch: Batch) -> None:
         with batch.lock:
+            if not batch.messages or batch not in self.batches:
+                return
             now = time.monotonic()
             seconds = min(self.queue.visibility, int(MAX_VISIBILITY - (now - batch.since)) - 1)
-            held = list(batch.messages.values()) if batch in self.batches else []
+            held = list(batch.messages.values())
             try:
-                if held and seconds > 0:
-                    self.queue.keep(held, seconds)
-                batch.kept = now
+                lost = self.queue.keep(held, seconds) if seconds > 0 else len(held)
+                batch.kept = now if lost < len(held) else float("inf")  # nothing more can be done for these
             except LoaderError as error:
                 self.report.say("could not keep messages, will try again", messages=len(held), reason=str(error))
+            else:
+                if lost:
+                    self.report.say("SQS hides messages no longer: what is not deleted comes again", messages=lost)
 
     def reserve(self, most: int) -> int:
         with self.changed:

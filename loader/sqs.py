@@ -157,14 +157,24 @@ class Queue:
                 self.pause(attempt)
         return settled
 
-    def keep(self, messages: list[Message], seconds: int) -> None:
-        """Keeps messages from being delivered again for so many seconds from now; with 0, gives them back at once."""
+    def keep(self, messages: list[Message], seconds: int) -> int:
+        """Hides messages for so many seconds from now; with 0, gives them back. Tells for how many SQS does not do it.
+
+        Those are deleted, or with somebody else, or have been hidden for as long as SQS allows.
+        """
+        refused = 0
         for batch in tens(messages):
             entries = [
                 {"Id": str(i), "ReceiptHandle": each.receipt, "VisibilityTimeout": seconds}
                 for i, each in enumerate(batch)
             ]
-            self.once("ChangeMessageVisibilityBatch", QueueUrl=self.url, Entries=entries)
+            operation = "ChangeMessageVisibilityBatch"
+            failed = self.once(operation, QueueUrl=self.url, Entries=entries).get("Failed", ())
+            for each in failed:
+                if not each.get("SenderFault"):
+                    raise errors.NoSqs(operation=operation, reason=each.get("Code"))
+            refused += len(failed)
+        return refused
 
     def attributes(self) -> dict[str, str]:
         return self.once("GetQueueAttributes", QueueUrl=self.url, AttributeNames=["All"])["Attributes"]

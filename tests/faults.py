@@ -126,6 +126,17 @@ def every_other_delete_fails(call: Call) -> None:
     call.answer(status, json.dumps(json.loads(body) | {"Failed": failed}).encode())
 
 
+def beyond_the_limit(call: Call) -> None:
+    """As SQS says of a message that has been hidden for twelve hours."""
+    failed = [{"Id": each["Id"], "SenderFault": True, "Code": "InvalidParameterValue"} for each in call.entries]
+    call.answer(200, json.dumps({"Failed": failed}).encode())
+
+
+def every_entry_fails_for_now(call: Call) -> None:
+    failed = [{"Id": each["Id"], "SenderFault": False, "Code": "InternalError"} for each in call.entries]
+    call.answer(200, json.dumps({"Failed": failed}).encode())
+
+
 def deletes_are_forgotten(call: Call) -> None:
     """SQS says that it deleted, and delivers again all the same: it may, with an old receipt handle."""
     call.answer(200, json.dumps({"Successful": [{"Id": each["Id"]} for each in call.entries]}).encode())

@@ -72,6 +72,48 @@ def test_a_fault_of_aws_loses_and_doubles_nothing(loading: Loading, name: str, c
     assert loading.query("select sum(received) from raw.loads") == [(report.counts["received"],)]
 
 
+@pytest.mark.parametrize("refused_by", ["own-clock", "sqs"])
+def test_what_sqs_hides_no_longer_lands_once_and_is_said_once(loading: Loading, monkeypatch, capsys, refused_by: str):
+    """It hides a message for twelve hours at most. Here for two seconds or one, and the table is closed for longer."""
+    ids = loading.send(10)
+    if refused_by == "own-clock":
+        monkeypatch.setattr("loader.load.MAX_VISIBILITY", 2)
+    fault = always("ChangeMessageVisibilityBatch", faults.beyond_the_limit) if refused_by == "sqs" else faults.none
+    with (
+        loading.faulty_sqs(fault) as proxy,
+        contextlib.closing(loading.database.connect("postgres")) as other,
+        other.cursor() as cursor,
+    ):
+        run = loading.ready(workers=2, flush=10)
+        cursor.execute("lock table raw.sqs_messages")
+        run.start()
+        until(lambda: run.report.counts["received"] == 20)  # the other worker has them too
+        time.sleep(1)
+        other.rollback()
+        run.wait()
+
+    loading.assert_landed_once(ids)
+    assert run.report.counts["landed"] == 10
+    said = capsys.readouterr().err.count("SQS hides messages no longer")
+    assert 1 <= said <= run.report.counts["received"] / 10  # once a batch
+    assert proxy.calls["ChangeMessageVisibilityBatch"] < 10
+
+
+def test_a_heartbeat_that_sqs_could_not_do_for_some_is_made_again(loading: Loading):
+    loading.send(10)
+    with loading.faulty_sqs(on("ChangeMessageVisibilityBatch", faults.every_entry_fails_for_now)) as proxy:
+        run = loading.ready()
+        with run.holding() as batch:
+            batch.add(run.queue.receive(10, 1), asked := time.monotonic())
+            run.keep(batch)
+            assert batch.kept == asked
+            run.keep(batch)
+            assert batch.kept > asked
+        run.queue.hang_up()
+
+    assert proxy.calls["ChangeMessageVisibilityBatch"] == 3  # the last one hands them back
+
+
 def test_a_commit_whose_answer_is_lost_is_counted_once(loading: Loading):
     """The line to the database is cut when the commit has held: landing again finds that out, by the ledger."""
     ids = loading.send(20)
