@@ -376,10 +376,15 @@ def certificate(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def sqs_over_tls(loading: Loading, certificate: str):
+def tls(certificate: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, certificate.replace("cert.pem", "key.pem"))
-    with faults.sqs_proxy(loading.env["AWS_ENDPOINT_URL"], tls=context) as server:
+    return context
+
+
+@pytest.fixture
+def sqs_over_tls(loading: Loading, tls: ssl.SSLContext):
+    with faults.sqs_proxy(loading.env["AWS_ENDPOINT_URL"], tls=tls) as server:
         yield server
 
 
@@ -434,3 +439,33 @@ def test_a_proxy_is_used(loading: Loading, sqs_over_tls, certificate: str, clien
     assert proxy.calls["CONNECT" if scheme == "https" else "DeleteMessageBatch"] > 0
     assert (sqs_over_tls if scheme == "https" else proxy).clients == {client}
     loading.assert_landed_once(ids)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_speaks_tls_is_used_by_boto3_alone(
+    loading: Loading, sqs_over_tls, certificate: str, tls: ssl.SSLContext, scheme: str
+):
+    """The lean path would talk to it in plain text, its password included."""
+    ids = loading.send(20)
+    with faults.sqs_proxy(loading.env["AWS_ENDPOINT_URL"], tls=tls) as proxy:
+        changed = {"no_proxy": "", "NO_PROXY": "", f"{scheme}_proxy": proxy.url, "AWS_CA_BUNDLE": certificate}
+        if scheme == "https":
+            changed["AWS_ENDPOINT_URL"] = sqs_over_tls.url
+        status, _, err = end(loading.start("--max-messages", "20", **changed))
+
+    assert status == 0, err
+    assert proxy.calls["CONNECT" if scheme == "https" else "DeleteMessageBatch"] > 0
+    assert proxy.calls["not TLS"] == 0
+    assert (sqs_over_tls if scheme == "https" else proxy).clients == {"boto3"}
+    loading.assert_landed_once(ids)
+
+
+def test_a_proxy_without_a_port_is_at_80_for_either_client(loading: Loading, monkeypatch):
+    for name, value in loading.env.items():
+        monkeypatch.setenv(name, value)
+    for name, value in {"AWS_ENDPOINT_URL": "https://sqs.test", "https_proxy": "http://proxy.test"}.items():
+        monkeypatch.setenv(name, value)
+
+    connection, *_ = connect(1)[1].connect()
+
+    assert (connection.host, connection.port) == ("proxy.test", 80)
