@@ -28,30 +28,26 @@ DURABLE = """
     select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'
 """
 
-# One statement, so that the rows and the ledger have one load_id. In a fixed order, so that two loaders that hold the
-# same messages do not deadlock, and groups of a FIFO queue keep theirs.
+# In a fixed order, so that two loaders that hold the same messages do not deadlock, and groups of a FIFO queue keep
+# theirs. What is returned is counted: the statement's own count takes duplicates for rows on Citus.
 LAND = """
-    with load as materialized (
-        select raw.current_load_id() as load_id
-    ),
-    landed as (
-        insert into raw.sqs_messages (
-            message_id, queue, body, sent_at, receive_count,
-            message_group_id, sequence_number, attributes, load_id
-        )
-        select
-            incoming.message_id, %(queue)s, incoming.body,
-            to_timestamp(incoming.sent_at::double precision / 1000), incoming.receive_count::integer,
-            incoming.message_group_id, incoming.sequence_number, incoming.attributes::jsonb, load.load_id
-        from pg_temp.incoming cross join load
-        order by incoming.sequence_number collate "C", incoming.message_id collate "C"
-        on conflict do nothing
-        returning 1
+    insert into raw.sqs_messages (
+        message_id, queue, body, sent_at, receive_count, message_group_id, sequence_number, attributes, load_id
     )
-    insert into raw.loads (load_id, received, landed, duplicates)
-    select load.load_id, %(received)s, counted.landed, %(received)s - counted.landed
-    from load cross join (select count(*) as landed from landed) as counted
-    returning load_id, landed
+    select
+        message_id, %(queue)s, body, to_timestamp(sent_at::double precision / 1000), receive_count::integer,
+        message_group_id, sequence_number, attributes::jsonb, (select raw.current_load_id())
+    from pg_temp.incoming
+    order by sequence_number collate "C", message_id collate "C"
+    on conflict do nothing
+    returning 1
+"""
+
+# In the same transaction, so with the same load_id.
+RECORD = """
+    insert into raw.loads (received, landed, duplicates)
+    values (%(received)s, %(landed)s, %(received)s - %(landed)s)
+    returning load_id
 """
 
 
@@ -204,16 +200,20 @@ def connect():
     with connection.cursor() as cursor:
         cursor.execute(DURABLE)
         cursor.execute(INCOMING)
-        cursor.execute("explain " + LAND, {"queue": "", "received": 0})  # fails where a table or a grant is missing
+        cursor.execute("explain " + LAND, {"queue": ""})  # fails where a table or a grant is missing
+        cursor.execute("explain " + RECORD, {"received": 0, "landed": 0})
     connection.commit()
     return connection
 
 
 def insert(cursor, queue: str, messages: list[Message]) -> tuple[int, int]:
+    """Inserts what is new, and the row in the ledger; tells that row's id, and how many messages were new."""
     lines = io.BytesIO("".join(map(copy_line, messages)).encode("utf-8", "surrogatepass"))
     cursor.copy_expert("copy pg_temp.incoming from stdin", lines)
-    cursor.execute(LAND, {"queue": queue, "received": sum(each.deliveries for each in messages)})
-    return cursor.fetchone()
+    cursor.execute(LAND, {"queue": queue})
+    landed = cursor.rowcount
+    cursor.execute(RECORD, {"received": sum(each.deliveries for each in messages), "landed": landed})
+    return cursor.fetchone()[0], landed
 
 
 def copy_line(message: Message) -> str:
