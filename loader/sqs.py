@@ -28,7 +28,7 @@ SYSTEM_ATTRIBUTES = ["SentTimestamp", "ApproximateReceiveCount", "MessageGroupId
 KINDS = ("", "NotVisible", "Delayed")
 
 NO_SUCH_CALL = {"InvalidAction", "NotImplemented", "UnknownOperationException", "UnsupportedOperation"}
-NO_QUEUE = {"QueueDoesNotExist", "NonExistentQueue", "QueueDeletedRecently"}
+NO_QUEUE = {"InvalidAddress", "NonExistentQueue", "QueueDeletedRecently", "QueueDoesNotExist"}
 NO_CREDENTIALS = {
     "AuthFailure", "ExpiredToken", "ExpiredTokenException", "IncompleteSignature", "InvalidAccessKeyId",
     "InvalidClientTokenId", "InvalidSecurity", "InvalidSignatureException", "MissingAuthenticationToken",
@@ -107,6 +107,8 @@ def connect(connections: int, lean: bool = True):
         raise errors.NoCredentials(reason=reason(error)) from None
     except CREDENTIAL_ERRORS as error:
         raise errors.NoCredentials(reason=reason(error)) from None
+    except OSError as error:  # from the lean path, which reads them at once
+        raise errors.BadSetting(problem=f"AWS_CA_BUNDLE cannot be read: {error.strerror}.") from None
     except (aws.BotoCoreError, ValueError) as error:
         raise errors.BadSetting(problem=f"The AWS settings make no sense: {error}") from None
 
@@ -123,7 +125,7 @@ class Queue:
         self.say = lambda event, **details: None
         self.url = url or self.once("GetQueueUrl", QueueName=name)["QueueUrl"]
         attributes = self.attributes()
-        self.visibility = int(attributes["VisibilityTimeout"])
+        self.visibility = int(attributes["VisibilityTimeout"]) or 30  # not 0, which hides nothing from anybody
 
     def receive(self, most: int, wait: int) -> list[Message]:
         """Up to `most` messages; none when nothing came within `wait` seconds."""
@@ -132,6 +134,7 @@ class Queue:
             QueueUrl=self.url,
             MaxNumberOfMessages=most,
             WaitTimeSeconds=wait,
+            VisibilityTimeout=self.visibility,  # as the heartbeat has it, even if the queue's is changed meanwhile
             MessageSystemAttributeNames=SYSTEM_ATTRIBUTES,
             MessageAttributeNames=["All"],
         )

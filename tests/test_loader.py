@@ -137,6 +137,22 @@ def test_a_slow_database_does_not_bring_messages_back(loading: Loading):
     assert report.counts["duplicates"] == 0
 
 
+@pytest.mark.parametrize("before", ["0", "30"])
+def test_messages_are_hidden_for_as_long_as_the_heartbeat_thinks(loading: Loading, before: str):
+    """Where the queue says that they are not, and where that changes while a loader runs."""
+    url = create_queue(loading.sqs, VisibilityTimeout=before)
+    other = Loading(loading.database, loading.sqs, url, loading.env)
+    run = other.ready(workers=3, flush=10)
+    loading.sqs.set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": "0"})
+    ids = other.send(30)
+    with other.slow_database(0.5):
+        run.start()
+        run.wait()
+
+    other.assert_landed_once(ids)
+    assert run.report.counts["received"] == 30
+
+
 def test_four_loaders_on_one_queue_share_it(loading: Loading):
     ids = loading.send(600)
     loaders = [loading.start("--workers", "2", "--flush", "50") for _ in range(4)]
@@ -248,6 +264,14 @@ def test_what_comes_after_a_refused_message_in_its_fifo_group_is_held_back(loadi
     assert [each.body for each in landing.durable] == ["a0", "b0", "a1", "a2"]
     assert [(each.body, why) for each, why in landing.refused] == [("poison", "CheckViolation 23514")]
     assert [each.body for each in landing.held_back] == ["b1", "b2", "b3"]
+
+
+def test_a_transaction_has_no_more_messages_than_flush_says(loading: Loading):
+    loading.send(30)
+
+    loading.run(workers=2, flush=3)
+
+    assert loading.query("select max(received), sum(received) from raw.loads") == [(3, 30)]
 
 
 def test_max_messages_bounds_a_run(loading: Loading):
