@@ -135,7 +135,7 @@ def status(ctx, queue_name, queue_url, max_lag, json):
     login in that role (or analyst), from AWS by sqs:GetQueueUrl, sqs:GetQueueAttributes and, for the age of the oldest
     message, cloudwatch:GetMetricStatistics. Says so where it may not look, and shows the rest.
     """
-    seen = Status(queue_name, queue_url, timedelta(seconds=max_lag))
+    seen = Status(queue_name, queue_url, timedelta(seconds=min(10**9, max_lag)))  # "inf" is never
     click.echo(to_json(seen) if json else screen(seen))
     ctx.exit(seen.exit_status)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from loader.errors import LoaderError
-from loader.land import Database, insert
+from loader.land import Away, Database, Refused, insert
 from loader.sqs import Message, Queue
 from loader.status import age_of_oldest, span
 
@@ -59,6 +59,8 @@ def examine(open_queue: Callable[[], Queue], database: Database, flush: int) -> 
             yield visibility(queue, seconds_to_land(database, flush), flush)
     except LoaderError as error:
         yield Check("database", False, str(error))
+    except (Away, Refused) as error:
+        yield Check("database", False, f"A made-up batch does not land: {error}")
 
 
 def dead_letters(queue: Queue, attributes: dict[str, str]) -> Check:

@@ -40,7 +40,7 @@ def receive(run: "Run", batch: "Batch") -> bool:
     """Fills the batch until it is worth a transaction or nothing more comes at once. False when it could not ask."""
     asked = False
     while run.goes_on() and not batch.is_full(run) and run.database.there.wait(0 if batch.messages else 0.5):
-        if not (most := run.reserve(BATCH)):
+        if not (most := run.reserve(min(BATCH, run.flush - len(batch.messages)))):
             break
         asked, now = True, time.monotonic()
         messages = run.poll(most, waiting=not batch.messages)

@@ -275,6 +275,7 @@ ENDINGS = {
     "no-region": ({"AWS_DEFAULT_REGION": None}, [], 2, "There is no AWS region: set AWS_DEFAULT_REGION."),
     "no-endpoint": ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, [], 8, "SQS does not answer GetQueueUrl: Could not"),
     "endpoint-is-no-url": ({"AWS_ENDPOINT_URL": "nonsense"}, [], 2, "The AWS settings make no sense: Invalid endpoint"),
+    "no-certificates": ({"AWS_CA_BUNDLE": "/nowhere"}, [], 2, "AWS_CA_BUNDLE cannot be read: No such file"),
     "no-database": ({"PGPORT": "1"}, [], 3, "No database: connection to server at"),
     "no-such-database": ({"PGDATABASE": "nowhere"}, [], 3, "No database: "),
     "wrong-password": ({"PGPASSWORD": "wrong"}, [], 3, "No database: "),
@@ -303,6 +304,7 @@ REFUSALS = {
     "InvalidClientTokenId": (7, "No valid AWS credentials: InvalidClientTokenId."),
     "AccessDenied": (4, "Not permitted: sqs:{operation} on {queue}. Allow it in the IAM policy of the loader."),
     "AWS.SimpleQueueService.NonExistentQueue": (6, "There is no queue {queue} in us-east-1."),
+    "InvalidAddress": (6, "There is no queue {queue} in us-east-1."),
     "InvalidParameterValue": (8, "SQS does not answer {operation}: InvalidParameterValue."),
 }
 

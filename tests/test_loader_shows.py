@@ -150,6 +150,10 @@ def arrange_no_keys(loading: Loading) -> None:
     loading.execute("truncate masking.keys cascade")
 
 
+def arrange_refused(loading: Loading) -> None:
+    loading.execute("alter table raw.sqs_messages add check (body !~ 'x')")
+
+
 def arrange_no_database(loading: Loading) -> None:
     loading.env = loading.env | {"PGPORT": "1"}
 
@@ -179,6 +183,7 @@ SICK = {
     "no-database": (arrange_no_database, "database", "Check PGHOST, PGPORT"),
     "not-migrated": (arrange_not_migrated, "database", "Run `make migrate` as migrator"),
     "no-grant": (arrange_no_grant, "database", "Grant the role loader to this login"),
+    "refused": (arrange_refused, "database", "A made-up batch does not land: CheckViolation 23514"),
     "no-queue": (arrange_no_queue, "queue", "There is no queue no-such-queue"),
     "reads-bodies": (arrange_reads_bodies, "grants", "load as a login that has the role loader and no other"),
 }

@@ -65,6 +65,10 @@ def test_the_screen_says_the_same(ask):
     assert answer.stdout.endswith("All is well.\n")
 
 
+def test_a_lag_may_be_as_long_as_one_likes(ask):
+    assert ask("--max-lag", "inf").exit_code == WELL
+
+
 def test_a_login_in_the_role_monitor_is_enough(ask, built):
     with administration(built.stack) as administrator:
         administrator.execute("set role migrator; create role on_call login in role monitor; reset role")
