@@ -56,6 +56,8 @@ def land_and_delete(run: "Run", batch: "Batch") -> bool:
     began = time.monotonic()
     landing = run.database.land(run.queue.name, list(batch.messages.values()))
     run.report.landed(landing, time.monotonic() - began)
+    if run.cancelled:
+        return False  # a commit that waited for a standby answers as if one had it, and may be here alone: hand back
     batch.messages = {each.id: each for each in landing.durable}
     try:
         run.report.add(deleted=run.queue.delete(landing.durable))
@@ -144,7 +146,7 @@ class Run:
         self.door = threading.Lock()
         self.active = workers
         self.idle: set[int] = set()  # workers that hold nothing and whose last long poll brought nothing
-        self.drained = False
+        self.drained = self.cancelled = False
         self.left = float("inf") if max_messages is None else max_messages
 
     def start(self) -> None:
@@ -161,6 +163,7 @@ class Run:
             if self.stopping.is_set():
                 told = told or time.monotonic()
                 if time.monotonic() - told > GRACE:
+                    self.cancelled = True
                     threading.Thread(target=self.database.cancel, daemon=True).start()
                 if time.monotonic() - told > 2 * GRACE:
                     break

@@ -15,6 +15,7 @@ from loader.load import Run
 from loader.metrics import Metrics
 from loader.sqs import connect
 from tests import faults
+from tests.conftest import administration
 from tests.faults import always, error, on
 from tests.loading import Loading, a_loading, create_queue, end, until
 
@@ -246,6 +247,29 @@ def test_an_idle_loader_gives_up_on_the_database_as_a_busy_one_does(loading: Loa
 
         with pytest.raises(GaveUp, match=r"The database was away for "):
             run.wait()
+
+
+def test_a_commit_that_no_standby_has_confirmed_deletes_nothing(loading: Loading, monkeypatch):
+    """Told to stop, the loader cancels a commit that waits for a standby; PostgreSQL answers as if it had held."""
+    monkeypatch.setattr("loader.load.GRACE", 0.5)
+    ids = loading.send(20)
+    run = loading.ready(workers=1, flush=20)
+    with administration(loading.database.stack) as cursor:
+        cursor.execute("alter system set synchronous_standby_names = 'nobody'")
+        cursor.execute("select pg_reload_conf()")
+        try:
+            run.start()
+            until(lambda: loading.query("select from pg_stat_activity where wait_event = 'SyncRep'"))
+            run.stopping.set()
+            run.wait()
+        finally:
+            cursor.execute("alter system reset synchronous_standby_names")
+            cursor.execute("select pg_reload_conf()")
+
+    assert run.report.counts["deleted"] == 0
+    assert loading.waiting() == (20, 0)
+    loading.run()
+    loading.assert_landed_once(ids)
 
 
 def database_up(run: Run) -> float:
