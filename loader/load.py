@@ -58,7 +58,7 @@ def land_and_delete(run: "Run", batch: "Batch") -> bool:
     run.report.landed(landing, time.monotonic() - began)
     if run.cancelled:
         return False  # a commit that waited for a standby answers as if one had it, and may be here alone: hand back
-    batch.messages = {each.id: each for each in landing.durable}
+    batch.messages, batch.durable = {each.id: each for each in landing.durable}, True
     try:
         run.report.add(deleted=run.queue.delete(landing.durable))
     finally:
@@ -100,6 +100,7 @@ class Batch:
     size: int = 0
     since: float = 0  # when the first was asked for
     kept: float = 0  # when all were last kept
+    durable: bool = False  # landed, and being deleted
     lock: threading.Lock = field(default_factory=threading.Lock)  # so that what was handed back is not kept again
 
     def add(self, messages: list[Message], asked: float) -> None:
@@ -215,8 +216,8 @@ class Run:
             except LoaderError as error:
                 self.report.say("could not keep messages, will try again", messages=len(held), reason=str(error))
             else:
-                if lost:
-                    self.report.say("SQS hides messages no longer: what is not deleted comes again", messages=lost)
+                if lost and not batch.durable:  # else they may well be deleted already, which is as good
+                    self.report.say("SQS hides messages no longer: they come again, and land once", messages=lost)
 
     def reserve(self, most: int) -> int:
         with self.changed:

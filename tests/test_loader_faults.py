@@ -100,6 +100,22 @@ def test_what_sqs_hides_no_longer_lands_once_and_is_said_once(loading: Loading, 
     assert proxy.calls["ChangeMessageVisibilityBatch"] < 10
 
 
+def test_what_is_deleted_is_not_said_to_come_again(loading: Loading, capsys):
+    """The heartbeat asks for a batch while it is being deleted, ten by ten."""
+    ids = loading.send(30)
+
+    def slowly(call: faults.Call) -> None:
+        time.sleep(0.4)
+        faults.none(call)
+
+    with loading.faulty_sqs(always("DeleteMessageBatch", slowly)) as proxy:
+        loading.run(workers=1, flush=30)
+
+    loading.assert_landed_once(ids)
+    assert proxy.calls["ChangeMessageVisibilityBatch"] > 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_heartbeat_that_sqs_could_not_do_for_some_is_made_again(loading: Loading):
     loading.send(10)
     with loading.faulty_sqs(on("ChangeMessageVisibilityBatch", faults.every_entry_fails_for_now)) as proxy:
