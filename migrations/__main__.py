@@ -1,8 +1,13 @@
-"""Brings the database named by PG* up to date: the SQL files here, then the boundary view out of the dbt project."""
+"""Brings the database named by PG* up to date: the SQL files here, then the boundary view out of the dbt project.
 
+With CITUS set, it is spread over the workers of a Citus cluster first, and stays so (0013_citus.sql).
+"""
+
+import io
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -11,11 +16,20 @@ import psycopg2
 ROOT = Path(__file__).resolve().parent.parent
 DBT_PROJECT = ROOT / "dbt_project"
 
+KEYS_OF_A_WORKER = """
+    create table if not exists masking.keys (
+        kind text, version integer, key bytea not null, primary key (kind, version)
+    );
+    alter table masking.keys alter column key set statistics 0;
+    delete from masking.keys
+"""
+
 
 def main() -> None:
     """Exits with 0 when up to date, 3 without a database, 4 where it may not or cannot, 5 when a step failed."""
     url = database_url()
     apply_migrations(url)
+    distribute()
     deploy_boundary()
     print("The database is up to date: migrations applied, boundary deployed.")
 
@@ -57,6 +71,44 @@ def apply_migrations(url: str) -> None:
     # the URL holds the password, so it goes by the environment and not by the command line
     if subprocess.run(dbmate, env={**os.environ, "DATABASE_URL": url}).returncode:
         fail(5, "A migration failed and was rolled back; the database's reason is above.")
+
+
+def distribute() -> None:
+    """On Citus: spreads raw over the workers, once, and brings every worker the keys that there are by now."""
+    with closing(psycopg2.connect()) as coordinator, coordinator.cursor() as cursor:
+        cursor.execute("set role pipeline_owner")
+        cursor.execute("select to_regclass('pg_catalog.pg_dist_node') is not null, raw.is_distributed()")
+        has_citus, is_distributed = cursor.fetchone()
+        if not is_distributed:
+            if not os.environ.get("CITUS"):
+                return
+            if not has_citus:
+                fail(4, "CITUS is set, but there is no extension citus: see deploy/README.md, Beyond one server.")
+            cursor.execute("select raw.distribute()")
+            coordinator.commit()
+        cursor.execute(
+            "select nodename, nodeport from pg_dist_node where isactive and noderole = 'primary' and groupid <> 0"
+        )
+        workers = cursor.fetchall()
+        keys = io.BytesIO()
+        cursor.execute("set role masker")
+        cursor.copy_expert("copy masking.keys (kind, version, key) to stdout", keys)
+    for host, port in workers:
+        try:
+            bring_keys(host, port, keys.getvalue())
+        except psycopg2.Error as error:
+            reason = (error.diag.message_primary or str(error)).strip().splitlines()[0]
+            fail(5, f"The worker {host}:{port} could not be given the masking keys: {reason}.")
+
+
+def bring_keys(host: str, port: int, keys: bytes) -> None:
+    """By COPY, since a statement with a key in it would be in the worker's log and statistics."""
+    with closing(psycopg2.connect(host=host, port=port, connect_timeout=10)) as worker, worker.cursor() as cursor:
+        cursor.execute("set citus.enable_ddl_propagation = off")  # a table of this server's alone
+        cursor.execute("set role masker")
+        cursor.execute(KEYS_OF_A_WORKER)
+        cursor.copy_expert("copy masking.keys (kind, version, key) from stdin", io.BytesIO(keys))
+        worker.commit()
 
 
 def deploy_boundary() -> None:

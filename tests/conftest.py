@@ -17,9 +17,10 @@ from psycopg2.extensions import cursor as Cursor
 
 from deploy.local import queues
 from deploy.local.postgres import StackError, choose_postgres
-from deploy.local.stack import DATABASE, SUPERUSER, Stack
+from deploy.local.stack import BOOTSTRAP, DATABASE, SUPERUSER, Stack
 
 ROOT = Path(__file__).parents[1]
+STAND_IN = ROOT / "tests" / "citus_stand_in.sql"
 NO_AWS_BUT_OURS = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
@@ -94,17 +95,35 @@ def stack() -> Iterator[Stack]:
         yield stack
 
 
+# For modules whose tests hold on Citus too. What plays it, and how far, says tests/citus_stand_in.sql.
+on_citus_too = pytest.mark.parametrize("migrated", ["one-server", "citus"], indirect=True, scope="session")
+
+
 @pytest.fixture(scope="session")
-def migrated(stack: Stack) -> Database:
+def migrated(request: pytest.FixtureRequest) -> Iterator[Database]:
     """The database that each test gets a copy of: migrations applied, boundary deployed. Nobody connects to it."""
-    return migrate(Database(stack, DATABASE))
+    if getattr(request, "param", None) != "citus":
+        yield migrate(Database(request.getfixturevalue("stack"), DATABASE))
+        return
+    with temporary_stack(settings={"max_prepared_transactions": "10"}) as stack:
+        run_sql(Database(stack, "postgres"), BOOTSTRAP, CITUS="1")
+        run_sql(Database(stack, DATABASE), STAND_IN)
+        yield migrate(Database(stack, DATABASE), CITUS="1")
 
 
-def migrate(database: Database) -> Database:
-    command = [sys.executable, "-m", "migrations"]
-    result = subprocess.run(command, cwd=ROOT, env=database.env("migrator"), capture_output=True, text=True)
+def migrate(database: Database, **settings: str) -> Database:
+    env = database.env("migrator") | settings
+    result = subprocess.run([sys.executable, "-m", "migrations"], cwd=ROOT, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return database
+
+
+def run_sql(database: Database, file: Path, **settings: str) -> None:
+    """psql, as the superuser."""
+    command = [database.stack._programs() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", file]
+    env = database.stack.shell(SUPERUSER, database.name) | settings
+    result = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 NUMBERS = count(1)

@@ -14,11 +14,10 @@ from dbt.cli.main import dbtRunner
 DBT_PROJECT = Path(__file__).parents[1] / "dbt_project"
 
 LAND = """
-with load as materialized (select raw.current_load_id() as load_id),
-ledger as (insert into raw.loads (load_id, received, landed, duplicates) select load_id, %(n)s, %(n)s, 0 from load)
 insert into raw.sqs_messages (message_id, queue, body, sent_at, load_id)
-select message_id, 'login-queue', body, '2026-11-21 23:59:59.999+00', load_id
-from unnest(%(ids)s, %(bodies)s) as message (message_id, body), load
+select message_id, 'login-queue', body, '2026-11-21 23:59:59.999+00', (select raw.current_load_id())
+from unnest(%(ids)s, %(bodies)s) as message (message_id, body);
+insert into raw.loads (received, landed, duplicates) values (%(n)s, %(n)s, 0)
 """
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from deploy.local.events import generate
+from tests.conftest import on_citus_too
 from tests.pipeline import dbt, land, query
+
+pytestmark = on_citus_too
 
 REAL_MESSAGES = Path(__file__).parents[2] / "shared" / "real" / "login_messages.jsonl"
 

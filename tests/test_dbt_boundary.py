@@ -135,7 +135,7 @@ def test_it_parses_and_masks_in_parallel_workers(built):
             return
         [gather] = [node for node in nodes(plan) if node["Node Type"] == "Gather"]
         below = json.dumps(gather["Plans"])
-        assert "pg_input_is_valid(sqs_messages.body" in below
+        assert "pg_input_is_valid(messages.body" in below
         assert "extensions.hmac(" in below
 
 

@@ -4,8 +4,10 @@ import contextlib
 
 import pytest
 
-from tests.conftest import copy
+from tests.conftest import copy, on_citus_too
 from tests.pipeline import dbt, land, parsed
+
+pytestmark = on_citus_too
 
 LOGIN = '{"user_id": "%s", "app_version": "2.3.0", "device_type": "ios", "ip": "192.0.2.%s", "device_id": "d-%s"}'
 

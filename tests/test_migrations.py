@@ -5,8 +5,11 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from tests.conftest import administration
-from tests.pipeline import query
+from deploy.local.stack import BOOTSTRAP, DATABASE
+from tests.conftest import STAND_IN, Database, administration, run_sql, temporary_stack
+from tests.pipeline import dbt, land, query
+
+LOGIN = '{"user_id": "u", "app_version": "1.2", "device_type": "ios", "ip": "192.0.2.1", "device_id": "d"}'
 
 STRUCTURE = """
 select
@@ -69,3 +72,33 @@ def test_a_login_that_may_not_migrate_is_told_who_may(database):
         f"loader_user may not create schemas in {database.env('loader_user')['PGDATABASE']}:"
         " migrate as migrator (deploy/bootstrap.sql)."
     ]
+
+
+def test_citus_is_wanted_and_not_there(database):
+    result = migrate(database.env("migrator") | {"CITUS": "1"})
+    assert result.returncode == 4
+    assert result.stderr.strip().splitlines() == [
+        "CITUS is set, but there is no extension citus: see deploy/README.md, Beyond one server."
+    ]
+
+
+def test_a_database_that_has_run_on_one_server_is_spread_as_it_is():
+    """What is in raw and what dbt has built stays; tokens stay equal, since the keys do."""
+    with temporary_stack() as server:
+        database = Database(server, DATABASE)
+        assert migrate(database.env("migrator")).returncode == 0
+        land(database, [LOGIN] * 5)
+        dbt(database, "build")
+        before = query(database, "select * from analytics.user_logins order by message_id")
+
+        run_sql(Database(server, "postgres"), BOOTSTRAP, CITUS="1")
+        run_sql(database, STAND_IN)
+        assert migrate(database.env("migrator") | {"CITUS": "1"}).returncode == 0
+        land(database, [LOGIN], prefix="n")
+        dbt(database, "build")
+
+        tables = query(database, "select count(*) from pg_dist_partition")
+        assert tables == [(4,)]  # raw.sqs_messages, and what dbt made of it
+        after = query(database, "select * from analytics.user_logins order by message_id")
+        assert after[:5] == before
+        assert len(after) == 6

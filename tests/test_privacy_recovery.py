@@ -14,9 +14,11 @@ import psycopg2.errors
 import pytest
 from pysequoia import CipherSuite, Tsk
 
-from tests.conftest import administration
+from tests.conftest import administration, on_citus_too
 from tests.officer import Officer, as_officer, as_superuser, audit, privacy
 from tests.pipeline import dbt, land, query
+
+pytestmark = on_citus_too
 
 LOGIN = {"user_id": "u1", "app_version": "1.2", "device_type": "ios", "locale": None}
 REASON = "case 1234: fraud"

@@ -30,13 +30,20 @@
         {%- do run_query("lock table " ~ table ~ " in share row exclusive mode") -%}
     {%- endfor -%}
     {%- for table, columns in tables -%}
+        {%- set new_values = {'mask_key_version': version} -%}
+        {%- for column in columns if column.startswith('masked_') -%}
+            {%- do new_values.update({column: "masking.carried_over('" ~ column[7:] ~ "', " ~ column ~ ', mask_key_version)'}) -%}
+        {%- endfor -%}
         {%- set carried_over -%}
-            update {{ table }} set
-                {% for column in columns if column.startswith('masked_') -%}
-                    {{ column }} = masking.carried_over('{{ column[7:] }}', {{ column }}, mask_key_version),
-                {% endfor -%}
-                mask_key_version = {{ version }}
-            where mask_key_version < {{ version }}
+            {%- if is_distributed() -%}
+                {{ rewrite_with(table, new_values) }}
+            {%- else -%}
+                update {{ table }} set
+                    {% for column, value in new_values.items() -%}
+                        {{ column }} = {{ value }}{{ ', ' if not loop.last }}
+                    {%- endfor %}
+                where mask_key_version < {{ version }}
+            {%- endif -%}
         {%- endset -%}
         {%- call statement('carry_over') -%}{{ carried_over }}{%- endcall -%}
         {%- do log(table ~ ': ' ~ load_result('carry_over').response.rows_affected ~ ' rows carried over to key ' ~ version, info=true) -%}

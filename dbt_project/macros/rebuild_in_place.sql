@@ -19,7 +19,9 @@
     {% do run_query('analyze ' ~ rebuilt) %}
     {% do add_new_columns(existing, rebuilt) %}
     {% call statement('main') -%}
-        {{ write_differences(existing, rebuilt, config.require('unique_key')) }}
+        {%- if is_distributed() %} {{ rewrite(existing, rebuilt) }}
+        {%- else %} {{ write_differences(existing, rebuilt, config.require('unique_key')) }}
+        {%- endif %}
     {%- endcall %}
     {% do run_query('drop table ' ~ rebuilt) %}
 

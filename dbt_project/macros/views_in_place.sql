@@ -8,6 +8,7 @@
 
     {{ run_hooks(pre_hooks) }}
 
+    {%- set sql = with_owners_rights(view, sql) -%}
     {% if is_as_deployed(view, sql) %}
         {{ leave_as_it_is() }}
     {% else %}
@@ -36,6 +37,9 @@
 
     {% if may_deploy %}
         {{ replace_in_place(view, sql, options='with (security_barrier = true)') }}
+        {% if config.get('meta', {}).get('read_as_owner') and is_distributed() %}
+            {% do create_reader(view, 'select * from ' ~ view, 'setof ' ~ view) %}
+        {% endif %}
         {% do apply_grants(view, config.get('grants'), should_revoke=True) %}
         {% do persist_docs(view, model) %}
     {% elif is_as_deployed(view, sql, options='{security_barrier=true}') %}

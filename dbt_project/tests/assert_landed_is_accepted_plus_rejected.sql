@@ -8,22 +8,37 @@ taken as (
 
 ),
 
-counted as (
+landed as (
 
-    select
-        (
-            select coalesce(sum(loads.landed), 0) from {{ source('raw', 'loads') }} as loads
-            where loads.load_id <= taken.load_id
-        ) as landed,
-        (select count(*) from {{ ref('user_logins') }}) as accepted,
-        (select count(*) from {{ ref('rejected_messages') }}) as rejected,
-        (
-            select count(*) from {{ source('privacy', 'erased_messages') }} as erased_messages
-            where erased_messages.load_id <= taken.load_id
-        ) as erased
+    select coalesce(sum(loads.landed), 0) as landed
     from taken
+    inner join {{ source('raw', 'loads') }} as loads on taken.load_id >= loads.load_id
+
+),
+
+accepted as (
+
+    select count(*) as accepted from {{ ref('user_logins') }}
+
+),
+
+rejected as (
+
+    select count(*) as rejected from {{ ref('rejected_messages') }}
+
+),
+
+erased as (
+
+    select count(*) as erased
+    from taken
+    inner join {{ source('privacy', 'erased_messages') }} as erased_messages
+        on taken.load_id >= erased_messages.load_id
 
 )
 
-select * from counted
+select * from landed
+cross join accepted
+cross join rejected
+cross join erased
 where landed <> accepted + rejected + erased

@@ -3,7 +3,7 @@
 
 select count(*) as differing
 from {{ ref('user_logins') }} as published
-inner join {{ ref('stg_sqs__logins') }} as boundary on published.message_id = boundary.message_id
+inner join {{ as_owner(ref('stg_sqs__logins')) }} as boundary on published.message_id = boundary.message_id
 where
     boundary.reason is not null
     or (

@@ -9,11 +9,17 @@ kinds as (
 
 ),
 
+in_raw as materialized (
+
+    select message_id from {{ source('raw', 'sqs_messages') }}
+
+),
+
 accepted_in_raw as (
 
     select count(*) as logins
     from {{ ref('int_messages__masked') }} as taken
-    inner join {{ source('raw', 'sqs_messages') }} as landed on taken.message_id = landed.message_id
+    inner join in_raw on taken.message_id = in_raw.message_id
     where taken.is_accepted
 
 )
@@ -21,5 +27,5 @@ accepted_in_raw as (
 select kinds.kind, accepted_in_raw.logins, compared.logins as compared
 from accepted_in_raw
 cross join kinds
-left join {{ ref('stg_sqs__mask_consistency') }} as compared on kinds.kind = compared.kind
+left join {{ as_owner(ref('stg_sqs__mask_consistency')) }} as compared on kinds.kind = compared.kind
 where coalesce(compared.logins, 0) < accepted_in_raw.logins

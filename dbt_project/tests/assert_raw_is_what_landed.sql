@@ -12,20 +12,29 @@ kept as (
 
 ),
 
-counted as (
+landed as (
 
-    select
-        (select coalesce(sum(landed), 0) from kept) as landed,
-        (
-            select count(*) from {{ source('raw', 'sqs_messages') }} as messages
-            inner join kept on messages.load_id = kept.load_id
-        ) as in_raw,
-        (
-            select count(*) from {{ source('privacy', 'erased_messages') }} as erased_messages
-            inner join kept on erased_messages.load_id = kept.load_id
-        ) as erased
+    select coalesce(sum(landed), 0) as landed from kept
+
+),
+
+in_raw as (
+
+    select count(*) as in_raw
+    from {{ source('raw', 'sqs_messages') }} as messages
+    inner join kept on messages.load_id = kept.load_id
+
+),
+
+erased as (
+
+    select count(*) as erased
+    from {{ source('privacy', 'erased_messages') }} as erased_messages
+    inner join kept on erased_messages.load_id = kept.load_id
 
 )
 
-select * from counted
+select * from landed
+cross join in_raw
+cross join erased
 where landed <> in_raw + erased

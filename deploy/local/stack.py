@@ -26,7 +26,10 @@ HOST = "127.0.0.1"
 PORTS = {"PostgreSQL": 54320, "SQS": 4566}
 DATABASE = "logins"
 SUPERUSER = "postgres"
-LOGINS = ("migrator", "loader_user", "transformer_user", "analyst_user", "privacy_officer_user", "monitor_user")
+LOGINS = (
+    *("migrator", "loader_user", "transformer_user", "analyst_user"),
+    *("privacy_officer_user", "monitor_user", "retention_user"),
+)
 BOOTSTRAP = Path(__file__).parents[1] / "bootstrap.sql"
 
 SETTINGS = {
@@ -199,11 +202,13 @@ class Stack:
     def _state(self) -> dict:
         file = self.folder / "stack.json"
         try:
-            return json.loads(file.read_text())
+            known = json.loads(file.read_text())
         except FileNotFoundError:
-            return {"ports": PORTS | self._ports, "passwords": {name: _password() for name in (SUPERUSER, *LOGINS)}}
+            known = {"ports": PORTS | self._ports, "passwords": {}}
         except PermissionError:
             raise StackError(f"{file} is for its owner alone: act as that user.") from None
+        new = {name: _password() for name in (SUPERUSER, *LOGINS) if name not in known["passwords"]}
+        return known | {"passwords": known["passwords"] | new}
 
     def _save(self, state: dict) -> None:
         new = self.folder / "stack.json.new"

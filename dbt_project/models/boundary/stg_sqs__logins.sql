@@ -1,13 +1,4 @@
 -- The boundary: all that anybody but masker sees of a message. A fixed list, without the plain columns.
-
-with
-
-logins as (
-
-    select * from {{ ref('base_sqs__logins') }}
-
-)
-
 select
     message_id,
     queue,
@@ -23,4 +14,4 @@ select
     masked_ip,
     masked_device_id,
     mask_key_version
-from logins
+from {{ ref('base_sqs__logins') }}

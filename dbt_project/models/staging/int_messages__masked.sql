@@ -5,19 +5,20 @@
     post_hook='select privacy.seal_originals()'
 ) }}
 {{ refuse_to_forget_purged() }}
+{%- set after, before = last_load_id(), safe_load_id() %}
 
 with
 
 logins as (
 
-    select * from {{ ref('stg_sqs__logins') }}
+    select * from {{ as_owner(ref('stg_sqs__logins'), after, before) }}
 
 ),
 
 new_logins as (
 
     select * from logins
-    where {{ in_load_window('load_id') }}
+    where load_id > {{ after }} and load_id < {{ before }}
 
 )
 

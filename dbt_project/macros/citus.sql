@@ -1,0 +1,92 @@
+{#
+  What dbt does otherwise where raw is spread over the workers of a Citus cluster; the reasons are in
+  migrations/0013_citus.sql. Elsewhere the first macro says no, and nothing here is used.
+#}
+{% macro is_distributed() -%}
+    {{ return(
+        execute
+        and scalar("select to_regclass('pg_catalog.pg_dist_node') is not null")
+        and scalar('select raw.is_distributed()')
+    ) }}
+{%- endmacro %}
+
+
+{# After a model ran: its table, new or from before, becomes a distributed one, in the same transaction. #}
+{% macro distribute() -%}
+    {%- if model.config.materialized == 'incremental' and is_distributed() -%}
+        select create_distributed_table('{{ this }}', 'message_id')
+        where not exists (select from pg_dist_partition where logicalrelid = '{{ this }}'::regclass)
+    {%- endif -%}
+{%- endmacro %}
+
+
+{# After staging took new messages: those of erased ones that the queue brought back leave raw; elsewhere they never come. #}
+{% macro erase_returned() -%}
+    {%- if is_distributed() -%} select privacy.erase_returned() {%- endif -%}
+{%- endmacro %}
+
+
+{# A view to select from, with the rights of its owner, or a window of its loads. #}
+{% macro as_owner(view, after=none, before=none) -%}
+    {%- if is_distributed() -%}
+        {{ reader(view) }}({{ 'null' if after is none else after }}, {{ 'null' if before is none else before }})
+    {%- else -%}
+        {{ view }}
+    {%- endif -%}
+{%- endmacro %}
+
+
+{% macro reader(view) -%}
+    {{ view.incorporate(path={'identifier': 'read_' ~ view.identifier}) }}
+{%- endmacro %}
+
+
+{# The function behind as_owner(), for those who may read the view. The workers are asked as the function's owner. The
+   name of the database is left out: a restored one may have another. #}
+{% macro create_reader(view, query, columns) -%}
+    {%- set signature = reader(view) ~ '(bigint, bigint)' -%}
+    {%- do run_query("
+        create or replace function " ~ reader(view) ~ "(after bigint default null, before bigint default null)
+        returns " ~ columns ~ " language plpgsql security definer set search_path = pg_catalog, pg_temp as $reader$
+        #variable_conflict use_column
+        begin
+            return query execute $query$" ~ query | replace(adapter.quote(view.database) ~ '.', '') ~ "$query$
+                || case when before is not null then format(' where load_id > %s and load_id < %s', after, before) else '' end;
+        end $reader$
+    ") -%}
+    {%- do run_query('revoke execute on function ' ~ signature ~ ' from public') -%}
+    {%- do run_query('grant execute on function ' ~ signature ~ ' to ' ~ config.get('grants')['select'] | join(', ')) -%}
+{%- endmacro %}
+
+
+{# For a view whose readers may not read what it reads: it then selects from the function. #}
+{% macro with_owners_rights(view, sql) -%}
+    {%- if not (config.get('meta', {}).get('read_as_owner') and is_distributed()) -%}{{ return(sql) }}{%- endif -%}
+    {%- set columns = [] -%}
+    {%- for column in model.columns.values() -%}
+        {%- do columns.append(adapter.quote(column.name) ~ ' ' ~ column.data_type) -%}
+    {%- endfor -%}
+    {%- do create_reader(view, sql, 'table (' ~ columns | join(', ') ~ ')') -%}
+    {{ return('select * from ' ~ as_owner(view)) }}
+{%- endmacro %}
+
+
+{# All rows of a table anew, in one transaction: the same rows come out, so nobody sees a difference but in values. #}
+{% macro rewrite(table, new_rows) -%}
+    {%- set columns = adapter.get_columns_in_relation(table) | map(attribute='quoted') | join(', ') -%}
+    delete from {{ table }};
+    insert into {{ table }} ({{ columns }}) select {{ columns }} from {{ new_rows }}
+{%- endmacro %}
+
+
+{# The same with some columns computed, on the coordinator: no update may call a stable function on the workers. #}
+{% macro rewrite_with(table, new_values) -%}
+    create temporary table {{ 'rewritten_' ~ table.identifier }} on commit drop as
+    with held as materialized (select * from {{ table }})
+    select
+        {% for column in adapter.get_columns_in_relation(table) | map(attribute='name') -%}
+            {{ new_values.get(column, column) }} as {{ column }}{{ ', ' if not loop.last }}
+        {%- endfor %}
+    from held;
+    {{ rewrite(table, 'pg_temp.rewritten_' ~ table.identifier) }}
+{%- endmacro %}

@@ -1,0 +1,84 @@
+-- Plays Citus on one PostgreSQL, as far as this pipeline can tell: the functions and catalogs that it calls, and the rules
+-- that it would trip over. Tables stay where they are. Each rule is one of Citus 13's own, with the words it uses:
+-- * no trigger on a distributed table;
+-- * what one role has changed, another cannot read or change in the same transaction, nor what is colocated with it;
+-- * no data-modifying WITH, and no STABLE function with a column in an UPDATE, on a distributed table.
+-- A superuser runs this in the database, in place of `create extension citus`.
+
+set allow_system_table_mods = on;
+
+create table pg_catalog.pg_dist_node (
+    nodename text, nodeport integer, groupid integer, noderole text default 'primary', isactive boolean default true
+);
+create table pg_catalog.pg_dist_partition (logicalrelid regclass primary key, colocationid integer);
+grant select on pg_catalog.pg_dist_node, pg_catalog.pg_dist_partition to public;
+create sequence pg_catalog.pg_dist_colocationid_seq minvalue 2;  -- 1 is of tables that are colocated by default
+
+create function pg_catalog.stand_in_change() returns trigger language plpgsql as $$
+declare
+    group_of text;
+    changed_by text;
+begin
+    if pg_catalog.current_query() ~* '\mas\s+(materialized\s+)?\(\s*(insert|update|delete)\M' then
+        raise exception 'data-modifying statements are not supported in the WITH clauses of distributed queries';
+    end if;
+    if tg_op = 'UPDATE' and pg_catalog.current_query() ~* '\mset\M.*=\s*masking\.' then
+        raise exception 'STABLE functions used in UPDATE queries cannot be called with column references';
+    end if;
+    select 'stand_in.group_' || colocationid into group_of from pg_catalog.pg_dist_partition where logicalrelid = tg_relid;
+    changed_by := nullif(pg_catalog.current_setting(group_of, true), '');
+    if changed_by <> current_user then
+        raise exception 'cannot establish a new connection for placement, since DML has been executed on a connection that is in use';
+    end if;
+    perform pg_catalog.set_config(group_of, current_user, true);
+    return null;
+end $$;
+
+create function pg_catalog.stand_in_may_see(colocationid integer) returns boolean language plpgsql stable as $$
+begin
+    if nullif(pg_catalog.current_setting('stand_in.group_' || colocationid, true), '') <> current_user then
+        raise exception 'cannot establish a new connection for placement, since DML has been executed on a connection that is in use';
+    end if;
+    return true;
+end $$;
+
+create function pg_catalog.create_distributed_table(
+    table_name regclass, distribution_column text, distribution_type text default 'hash', colocate_with text default 'default'
+) returns void language plpgsql security definer as $$
+declare
+    colocationid integer := case colocate_with when 'none' then nextval('pg_catalog.pg_dist_colocationid_seq') else 1 end;
+begin
+    if exists (select from pg_catalog.pg_trigger where tgrelid = table_name and not tgisinternal) then
+        raise exception 'cannot distribute relation "%" because it has triggers', table_name;
+    end if;
+    if not exists (
+        select from pg_catalog.pg_index join pg_catalog.pg_attribute on attrelid = indrelid and attnum = any(indkey)
+        where indrelid = table_name and indisprimary and attname = distribution_column
+    ) then
+        raise exception 'cannot create constraint on "%": distributed relations need the distribution column in it', table_name;
+    end if;
+    insert into pg_catalog.pg_dist_partition values (table_name, colocationid);
+    execute format(
+        'create trigger stand_in before insert or update or delete on %s execute function pg_catalog.stand_in_change();'
+        'alter table %1$s enable row level security, force row level security;'
+        'create policy stand_in on %1$s using (pg_catalog.stand_in_may_see(%s)) with check (true)',
+        table_name, colocationid
+    );
+end $$;
+
+create function pg_catalog.truncate_local_data_after_distributing_table(table_name regclass) returns void
+language sql return null;
+
+-- Prepared transactions are the whole server's, so that its workers may be itself.
+create function pg_catalog.run_command_on_workers(command text, parallel boolean default true)
+returns table (nodename text, nodeport integer, success boolean, result text) language plpgsql as $$
+begin
+    for nodename, nodeport in select node.nodename, node.nodeport from pg_catalog.pg_dist_node as node loop
+        success := nodeport <> 1;
+        result := 'connection refused';
+        if success then
+            execute command into result;
+        end if;
+        return next;
+    end loop;
+end $$;
