@@ -1,6 +1,6 @@
--- What only a superuser can do, once per server and before `make migrate`: the database, `migrator` who owns it, and
--- (where a password is given in the environment) one login for each group role. Safe to run again. Used alike by the
--- local stack, by the container in docker-compose.yml and by hand:
+-- What a superuser (on RDS: the master user) does once per server, before `make migrate`: the database, `migrator` who
+-- owns it, and (where a password is given in the environment) one login for each group role. Safe to run again. Used
+-- alike by the local stack, by the container in docker-compose.yml and by hand:
 --   MIGRATOR_PASSWORD=… psql -X -v ON_ERROR_STOP=1 -f deploy/bootstrap.sql
 -- (psql 15 or newer.) In production a login is often given its password, or a certificate, by other means: set none here.
 

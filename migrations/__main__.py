@@ -16,6 +16,13 @@ import psycopg2
 ROOT = Path(__file__).resolve().parent.parent
 DBT_PROJECT = ROOT / "dbt_project"
 
+# What Citus was to take to a worker: the function that masks, for owners alone.
+IS_CLOSED = """
+    select to_regprocedure('masking.masked(text, text, integer)') is not null
+        and not has_function_privilege('transformer', 'masking.masked(text, text, integer)', 'execute')
+        and not has_function_privilege('public', 'masking.masked(text, text, integer)', 'execute')
+"""
+
 KEYS_OF_A_WORKER = """
     create table if not exists masking.keys (
         kind text, version integer, key bytea not null, primary key (kind, version)
@@ -95,20 +102,25 @@ def distribute() -> None:
         cursor.copy_expert("copy masking.keys (kind, version, key) to stdout", keys)
     for host, port in workers:
         try:
-            bring_keys(host, port, keys.getvalue())
+            if not bring_keys(host, port, keys.getvalue()):
+                fail(5, f"The worker {host}:{port} does not have masking.masked() as it is here, for owners alone.")
         except psycopg2.Error as error:
             reason = (error.diag.message_primary or str(error)).strip().splitlines()[0]
             fail(5, f"The worker {host}:{port} could not be given the masking keys: {reason}.")
 
 
-def bring_keys(host: str, port: int, keys: bytes) -> None:
-    """By COPY, since a statement with a key in it would be in the worker's log and statistics."""
+def bring_keys(host: str, port: int, keys: bytes) -> bool:
+    """Whether the worker could be trusted with them. By COPY: a statement with a key would be in log and statistics."""
     with closing(psycopg2.connect(host=host, port=port, connect_timeout=10)) as worker, worker.cursor() as cursor:
         cursor.execute("set citus.enable_ddl_propagation = off")  # a table of this server's alone
+        cursor.execute(IS_CLOSED)
+        if not cursor.fetchone()[0]:
+            return False
         cursor.execute("set role masker")
         cursor.execute(KEYS_OF_A_WORKER)
         cursor.copy_expert("copy masking.keys (kind, version, key) from stdin", io.BytesIO(keys))
         worker.commit()
+    return True
 
 
 def deploy_boundary() -> None:

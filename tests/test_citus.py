@@ -202,6 +202,31 @@ def test_a_worker_that_takes_no_keys_is_named(with_worker):
     assert f"The worker {address['PGHOST']}:{address['PGPORT']} could not be given the masking keys:" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "grant execute on function masking.masked to transformer",
+        "grant execute on function masking.masked to public",
+        "alter function masking.masked rename to other",
+    ],
+)
+def test_a_worker_that_would_mask_for_anybody_gets_no_keys(with_worker, change):
+    coordinator, worker = with_worker
+    [(before,)] = as_superuser(worker, "select key from masking.keys where kind = 'ip' and version = 1")
+    with closing(worker.connect("postgres")) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(change)
+    try:
+        done = migrate(coordinator)
+    finally:
+        with closing(worker.connect("postgres")) as connection, connection, connection.cursor() as cursor:
+            if "rename" in change:
+                cursor.execute("alter function masking.other rename to masked")
+            cursor.execute("revoke execute on function masking.masked from transformer, public")
+    assert done.returncode == 5
+    assert done.stderr.endswith("does not have masking.masked() as it is here, for owners alone.\n")
+    assert as_superuser(worker, "select key from masking.keys where kind = 'ip' and version = 1") == [(before,)]
+
+
 # The stand-in.
 
 

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
-from deploy.local.stack import BOOTSTRAP, DATABASE
+from deploy.local.stack import BOOTSTRAP, DATABASE, LOGINS, SUPERUSER, Stack
 from tests.conftest import STAND_IN, Database, administration, run_sql, temporary_stack
 from tests.pipeline import dbt, land, query
 
@@ -102,3 +104,23 @@ def test_a_database_that_has_run_on_one_server_is_spread_as_it_is():
         after = query(database, "select * from analytics.user_logins order by message_id")
         assert after[:5] == before
         assert len(after) == 6
+
+
+def test_a_master_user_who_is_no_superuser_can_prepare_the_server():
+    """As on RDS, and with the PostgreSQL that asks more of whoever makes a role."""
+    folder = tempfile.mkdtemp(prefix="masked-logins-test-")
+    server = Stack(Path(folder), pg_port=0, sqs_port=0)
+    try:
+        server.start_postgres()
+        with administration(server) as cursor:
+            cursor.execute("create role master login createrole createdb password 'm'")
+            logging = "log_statement, log_min_error_statement, log_min_duration_statement"
+            cursor.execute(f"grant set on parameter {logging} to master")
+        psql = [server._programs() / "psql", "-X", "-q", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-f", BOOTSTRAP]
+        passwords = {f"{login.upper()}_PASSWORD": server.environment(login)["PGPASSWORD"] for login in LOGINS}
+        env = server.shell(SUPERUSER) | passwords | {"PGUSER": "master", "PGPASSWORD": "m"}
+        prepared = subprocess.run(psql, env=env, capture_output=True, text=True)
+        assert prepared.returncode == 0, prepared.stderr
+        assert migrate(Database(server, DATABASE).env("migrator")).returncode == 0
+    finally:
+        server.remove()
