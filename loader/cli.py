@@ -78,6 +78,7 @@ def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port,
     Prints one line: received = landed + duplicates + refused + returned. Ctrl-C or SIGTERM ends it in good order; a
     second one at once, and nothing is lost by that either. On a terminal, a line shows how far it is.
     """
+    end_on_signals()
     report = Report(log_format, progress=sys.stderr.isatty() and log_format == "text")
     database = Database(give_up_after)
     database.open()
@@ -99,6 +100,12 @@ def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port,
         run.say_what_is_left()
     if report.counts["refused"]:
         raise errors.MessagesRefused(refused=report.counts["refused"])
+
+
+def end_on_signals() -> None:
+    """Until there is something to end in good order. By itself, the first process of a container would go on."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: os._exit(128 + number))
 
 
 def stop_on_signals(run: Run) -> None:

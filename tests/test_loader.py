@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -316,6 +317,15 @@ def test_told_to_stop_it_hands_back_what_the_database_does_not_take(loading: Loa
 
     assert loading.query("select count(*) from raw.sqs_messages") == [(0,)]
     assert loading.waiting() == (20, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_before_it_has_begun_it_ends_at_once(loading: Loading, number: int):
+    """As the first process of a container does only if it says so; here, while SQS does not answer."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        loader = loading.start(AWS_ENDPOINT_URL=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with silent.accept()[0]:
+            assert end(loader, number) == (128 + number, "", "")
 
 
 def test_a_second_ctrl_c_ends_it_at_once_and_loses_nothing(loading: Loading):
