@@ -73,35 +73,19 @@ begin
 end $$;
 grant execute on function raw.await_workers() to transformer;
 
-create or replace function raw.safe_load_id() returns bigint
+alter function raw.safe_load_id() rename to safe_load_id_here;
+
+create function raw.safe_load_id() returns bigint
 language plpgsql volatile as $$
 declare
-    next_load_id bigint;
-    in_flight bigint;
+    load_id constant bigint := raw.safe_load_id_here();
 begin
-    if pg_catalog.current_setting('transaction_isolation') <> 'read committed' then
-        raise exception 'raw.safe_load_id() needs the isolation level READ COMMITTED';
-    end if;
-    select last_value + is_called::integer into next_load_id from raw.load_id_seq;
-    select min((held.classid::bigint << 32 | held.objid::bigint) - 4611686018427387904) + 1
-    into in_flight
-    from pg_catalog.pg_locks as held
-    left join pg_catalog.pg_stat_activity as session using (pid)
-    where
-        held.locktype = 'advisory'
-        and held.objsubid = 1  -- a single 64-bit key, not two of 32 bits
-        and held.classid::bigint >= 1073741824  -- at or above 2^62, where the keys of current_load_id() are
-        and held.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
-        and (
-            held.pid is null
-            or pg_catalog.pg_has_role(session.usesysid, 'loader', 'member')
-            or pg_catalog.pg_has_role(session.usesysid, 'pipeline_owner', 'member')
-        );
     if raw.is_distributed() then
         perform raw.await_workers();
     end if;
-    return least(next_load_id, in_flight);
+    return load_id;
 end $$;
+grant execute on function raw.safe_load_id() to transformer;
 
 create or replace function privacy.purge(keep_days integer) returns text
 language plpgsql set search_path = pg_catalog, pg_temp as $$
