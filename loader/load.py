@@ -247,7 +247,7 @@ class Run:
                 self.changed.wait(0.2)
 
     def see_whether_drained(self) -> None:
-        if not self.follow and len(self.idle) >= self.active:
+        if not self.follow and self.goes_on() and len(self.idle) >= self.active:
             self.drained = True
             self.changed.notify_all()
 

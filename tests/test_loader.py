@@ -284,6 +284,27 @@ def test_max_messages_bounds_a_run(loading: Loading):
     assert loading.waiting() == (27, 0)
 
 
+@pytest.mark.parametrize("bound", [["--max-messages", "10"], ["--max-seconds", "0.5"]], ids=["messages", "seconds"])
+def test_a_run_that_a_bound_ends_does_not_say_that_the_queue_is_drained(loading: Loading, bound: list[str]):
+    loading.send(30)
+    with loading.slow_database(0.5):
+        status, _, err = end(loading.start("--workers", "2", "--flush", "5", *bound))
+
+    assert (status, err) == (0, "")
+    assert sum(loading.waiting()) > 0
+
+
+def test_told_to_stop_it_does_not_say_that_the_queue_is_drained(loading: Loading):
+    loading.send(30)
+    with loading.slow_database(1):
+        loader = loading.start("--workers", "2", "--flush", "5")
+        until(lambda: is_landing(loading))
+        status, _, err = end(loader, signal.SIGINT)
+
+    assert (status, err) == (0, "")
+    assert sum(loading.waiting()) > 0
+
+
 def test_max_seconds_bounds_a_run_that_follows(loading: Loading):
     ids = loading.send(5)
 
