@@ -85,12 +85,14 @@ def seal_with(public_key: TextIO) -> None:
 
 
 @main.command("require-two-persons")
-@click.argument("required", type=bool)
-def require_two_persons(required: bool) -> None:
+@click.argument("required", type=click.Choice(["yes", "no"]))  # not bool, which takes an unset variable for no
+def require_two_persons(required: str) -> None:
     """As migrator: whether another officer has to approve each recovery (yes or no)."""
     with _transaction() as cursor:
         cursor.execute("set local role pipeline_owner")
-        cursor.execute("select privacy.require_two_persons(%s)", (required,))
+        cursor.execute("select privacy.require_two_persons(%s)", (required == "yes",))
+    outcome = {"yes": "Another officer has to approve each recovery.", "no": "One officer suffices for a recovery."}
+    click.echo(outcome[required])
 
 
 @main.command()
@@ -134,6 +136,8 @@ def approve(request: int) -> None:
 @click.option("--reason", required=True, help="Why, for the audit; without naming the person.")
 def forget(user_id: str, reason: str) -> None:
     """As privacy officer: erase a person's messages. Run dbt afterwards: it removes them from analytics."""
+    if not user_id.strip():
+        raise click.UsageError("Give --user-id (make forget USER_ID=… REASON=…).")
     with _transaction() as cursor:
         cursor.execute("select removed_from, removed from privacy.forget_user(%s, %s)", (user_id, reason))
         removed = cursor.fetchall()
