@@ -32,7 +32,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except errors.LoaderError as error:
-            click.echo(" ".join(str(error).split()), err=True)
+            click.echo(str(error), err=True)
             ctx.exit(error.exit_status)
 
 

@@ -8,7 +8,7 @@ class LoaderError(Exception):
     meaning: str  # the line in --help
 
     def __init__(self, **details: object):
-        super().__init__(self.__doc__.format(**details))
+        super().__init__(" ".join(self.__doc__.format(**details).split()))
 
 
 class BadSetting(LoaderError):

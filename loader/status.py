@@ -45,7 +45,7 @@ class Status:
         self.queue = queue and self.see(lambda: backlog(queue))
         self.dead_letters = queue and self.see(lambda: dead_letters(queue))
         self.pipeline = self.see(pipeline_health)
-        self.attention = [" ".join(str(error).split()) for error in self.unseen] + list(troubles(self, max_lag))
+        self.attention = [str(error) for error in self.unseen] + list(troubles(self, max_lag))
 
     def see(self, part: Callable[[], dict]) -> Any:
         try:

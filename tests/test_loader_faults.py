@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from loader.errors import GaveUp, LoaderError, NoCredentials
+from loader.errors import GaveUp, LoaderError, NoCredentials, NoSqs
 from loader.load import Run
 from loader.metrics import Metrics
 from loader.sqs import connect
@@ -336,6 +336,12 @@ def test_what_cannot_work_is_said_in_one_sentence_with_a_status_of_its_own(loadi
     assert (status, out) == (expected, "")
     assert err.startswith(sentence)
     assert expected == 2 or err.count("\n") == 1
+
+
+@pytest.mark.parametrize("ending", [NoCredentials(reason="x"), NoSqs(operation="x", reason="y")])
+def test_a_sentence_is_on_one_line_wherever_it_is_shown(ending: LoaderError):
+    assert "\n" not in str(ending)
+    assert "  " not in str(ending)
 
 
 # A call that SQS answers with an error for good; the exit status, and how the sentence begins.
