@@ -12,8 +12,13 @@ from typing import TextIO
 
 import click
 import psycopg2
+from psycopg2 import errors as pg
 from psycopg2.extensions import cursor as Cursor
 
+from loader import errors
+from loader.land import first_line
+
+UNDEFINED = (pg.InvalidSchemaName, pg.UndefinedFunction, pg.UndefinedTable)
 KINDS = ("ip", "device_id")
 KEY = re.compile(r"(?:[0-9a-fA-F]{2}){32,}")  # 32 bytes or more: what masking.keys accepts
 
@@ -37,8 +42,7 @@ def rotate_key(imported: bool) -> None:
     nothing has been landed yet they become the first keys; otherwise they are the next.
     """
     new_keys = _read_keys(sys.stdin) if imported else None
-    with _transaction() as cursor:
-        cursor.execute("set local role masker")
+    with _transaction("masker") as cursor:
         if _scalar(cursor, "select masking.is_rotation_open()"):
             if imported:
                 raise click.ClickException("A rotation is open: finish it without new keys first.")
@@ -65,8 +69,7 @@ def rotate_key(imported: bool) -> None:
 @main.command("close-rotation")
 def close_rotation() -> None:
     """As migrator: after all tables have been carried over, transformer may do so no more."""
-    with _transaction() as cursor:
-        cursor.execute("set local role masker")
+    with _transaction("masker") as cursor:
         cursor.execute("select masking.close_rotation()")
         click.echo(f"The rotation to key {_scalar(cursor, 'select masking.key_version()')} is finished.")
 
@@ -78,8 +81,7 @@ def seal_with(public_key: TextIO) -> None:
     armored = public_key.read()
     if "PRIVATE KEY" in armored:
         raise click.ClickException("This is a private key. It stays with the privacy officer: export the public one.")
-    with _transaction() as cursor:
-        cursor.execute("set local role pipeline_owner")
+    with _transaction("pipeline_owner") as cursor:
         key_id = _scalar(cursor, "select privacy.seal_with(%s)", armored)
     click.echo(f"Originals are sealed with key {key_id}.")
 
@@ -88,8 +90,7 @@ def seal_with(public_key: TextIO) -> None:
 @click.argument("required", type=click.Choice(["yes", "no"]))  # not bool, which takes an unset variable for no
 def require_two_persons(required: str) -> None:
     """As migrator: whether another officer has to approve each recovery (yes or no)."""
-    with _transaction() as cursor:
-        cursor.execute("set local role pipeline_owner")
+    with _transaction("pipeline_owner") as cursor:
         cursor.execute("select privacy.require_two_persons(%s)", (required == "yes",))
     outcome = {"yes": "Another officer has to approve each recovery.", "no": "One officer suffices for a recovery."}
     click.echo(outcome[required])
@@ -157,17 +158,34 @@ def purge(keep_days: int) -> None:
 
 
 @contextmanager
-def _transaction() -> Iterator[Cursor]:
-    """One transaction; what the database refuses becomes a sentence. Its details could show a value."""
+def _transaction(role: str | None = None) -> Iterator[Cursor]:
+    """One transaction, as migrator in this role or else as the privacy officer."""
     try:
         connection = psycopg2.connect(connect_timeout=10)
     except psycopg2.OperationalError as error:
-        raise click.ClickException(f"No database: {str(error).strip()}") from None
+        raise errors.NoDatabase(reason=first_line(error)) from None
     try:
         with closing(connection), connection, connection.cursor() as cursor:
+            if role:
+                cursor.execute(f"set local role {role}")
             yield cursor
     except psycopg2.Error as error:
-        raise click.ClickException(f"Refused: {error.diag.message_primary}.") from None
+        raise _explained(error, role) from None
+
+
+def _explained(error: psycopg2.Error, role: str | None) -> click.ClickException:
+    """What the database refuses, as a sentence. Its details could show a value."""
+    reason = error.diag.message_primary
+    if reason is None:  # so it is not the server that speaks
+        return errors.NoDatabase(reason=first_line(error))
+    if isinstance(error, pg.InsufficientPrivilege):
+        remedy = "Run it as migrator" if role else "Run it as privacy_officer_user"
+        return errors.NotPermitted(reason=reason, remedy=remedy)
+    if isinstance(error, pg.UndefinedTable) and '"analytics.' in reason:
+        return errors.NotBuilt(reason=reason)
+    if isinstance(error, UNDEFINED) or (role and isinstance(error, pg.InvalidParameterValue)):  # there is no such role
+        return errors.NotMigrated(reason=reason)
+    return click.ClickException(f"Refused: {reason}.")
 
 
 def _scalar(cursor: Cursor, query: str, *parameters: object) -> object:

@@ -17,6 +17,8 @@ import pygal
 from markupsafe import Markup
 from psycopg2.extras import NamedTupleCursor
 
+from loader import errors
+from loader.land import first_line
 from loader.status import span
 
 HERE = Path(__file__).parent
@@ -80,13 +82,17 @@ def main(output: Path) -> None:
     try:
         page = render(**read())
     except psycopg2.errors.UndefinedTable as error:
-        raise click.ClickException(f"{error.diag.message_primary}: dbt has not built it yet; make build.") from None
+        raise errors.NotBuilt(reason=error.diag.message_primary) from None
     except psycopg2.errors.InsufficientPrivilege as error:
-        raise click.ClickException(f"{error.diag.message_primary}: a login in the role analyst may.") from None
+        remedy = "Run it as a login in the role analyst"
+        raise errors.NotPermitted(reason=error.diag.message_primary, remedy=remedy) from None
     except psycopg2.OperationalError as error:
-        raise click.ClickException(f"No database: {str(error).strip()} Check PGHOST, PGPORT and PGUSER.") from None
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
+        raise errors.NoDatabase(reason=first_line(error)) from None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{output} cannot be written: {error.strerror}. Choose another --output.") from None
     click.echo(os.path.relpath(output))
 
 

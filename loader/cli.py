@@ -25,23 +25,12 @@ SETTINGS = {
 }
 
 
-class Commands(click.Group):
-    """Turns what ends the loader into one sentence and an exit status."""
-
-    def invoke(self, ctx: click.Context):
-        try:
-            return super().invoke(ctx)
-        except errors.LoaderError as error:
-            click.echo(str(error), err=True)
-            ctx.exit(error.exit_status)
-
-
 def setting(*names: str, **kwargs):
     """An option that shows the variable it can also be set by."""
     return click.option(*names, show_envvar=True, **kwargs)
 
 
-@click.group(cls=Commands, context_settings=SETTINGS, epilog=errors.exit_statuses())
+@click.group(context_settings=SETTINGS, epilog=errors.exit_statuses())
 @click.pass_context
 def main(ctx):
     """Moves messages from an SQS queue into PostgreSQL: nothing lost, nothing doubled.

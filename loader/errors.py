@@ -1,14 +1,25 @@
 """What can go wrong, one class for each thing an operator can do about it: the docstring is the sentence shown."""
 
+from typing import IO, Any
 
-class LoaderError(Exception):
-    """Ends the loader with its own exit status and one sentence."""
+import click
+
+
+class LoaderError(click.ClickException):
+    """Ends the program, of the loader's or of deploy/, with one sentence and an exit status of its own."""
 
     exit_status: int
     meaning: str  # the line in --help
 
     def __init__(self, **details: object):
         super().__init__(" ".join(self.__doc__.format(**details).split()))
+
+    @property
+    def exit_code(self) -> int:
+        return self.exit_status
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(self.message, file=file, err=True)
 
 
 class BadSetting(LoaderError):

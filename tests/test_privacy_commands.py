@@ -1,9 +1,17 @@
 """What `python -m deploy.privacy` says and ends with: one sentence with its remedy, and the loader's exit statuses."""
 
+import subprocess
+import sys
+
 import pytest
 
+from tests.conftest import administration
 from tests.officer import as_superuser, privacy
 
+AS_MIGRATOR = "Run it as migrator."
+AS_OFFICER = "Run it as privacy_officer_user."
+MIGRATE = "Run `make migrate` as migrator."
+FORGET = ["forget", "--user-id", "u1", "--reason", "case 1234"]
 OFFICER = "privacy_officer_user"
 
 
@@ -26,3 +34,34 @@ def test_without_a_person_nobody_is_forgotten_and_the_user_id_is_asked_for(datab
     done = privacy(database, "forget", "--user-id", user_id, "--reason", "", login=OFFICER)
     assert done.returncode == 2
     assert done.stderr.endswith("Error: Give --user-id (make forget USER_ID=… REASON=…).\n")
+
+
+# A command, the login, what the environment has otherwise; the exit status, how the sentence begins and its remedy.
+ENDINGS = {
+    "no-database": (["close-rotation"], "migrator", {"PGPORT": "1"}, 3, "No database: connection to", "Check PGHOST"),
+    "not-migrator": (["rotate-key"], OFFICER, {}, 4, "Not permitted: permission denied to set role", AS_MIGRATOR),
+    "no-officer": (["purge"], "loader_user", {}, 4, "Not permitted: permission denied for schema", AS_OFFICER),
+    "no-schema": (["close-rotation"], "migrator", {"PGDATABASE": "postgres"}, 5, "The database is not migr", MIGRATE),
+    "not-built": (FORGET, OFFICER, {}, 5, "dbt has not built analytics: relation", "`make build` as transformer_user."),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_what_cannot_work_is_one_sentence_with_its_remedy_and_a_status_of_its_own(database, name):
+    arguments, login, changed, status, sentence, remedy = ENDINGS[name]
+    command = [sys.executable, "-m", "deploy.privacy", *arguments]
+    done = subprocess.run(command, env=database.env(login) | changed, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(sentence)
+    assert remedy in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_role_that_is_missing_is_one_that_migrations_make(database):
+    """Roles are those of the whole server: for a moment, this one has another name."""
+    with administration(database.stack) as cursor:
+        cursor.execute("alter role masker rename to somebody")
+        done = privacy(database, "close-rotation")
+        cursor.execute("alter role somebody rename to masker")
+    assert done.returncode == 5
+    assert done.stderr == f'The database is not migrated: role "masker" does not exist. {MIGRATE}\n'

@@ -188,24 +188,36 @@ def test_before_the_first_message_there_is_a_page(pages):
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "status", "sentence"),
     [
-        pytest.param({}, "dbt has not built it yet; make build.", id="not-built"),
-        pytest.param({"PGPORT": "1"}, "No database: ", id="no-database"),
+        pytest.param({}, 5, "dbt has not built analytics: ", id="not-built"),
+        pytest.param({"PGPORT": "1"}, 3, "No database: ", id="no-database"),
     ],
 )
-def test_what_is_missing_is_a_sentence(database, tmp_path, settings, sentence):
+def test_what_is_missing_is_a_sentence_with_a_status_of_its_own(database, tmp_path, settings, status, sentence):
     made = make_report(database, tmp_path / "page", **settings)
-    assert made.returncode == 1
-    assert sentence in made.stderr
-    assert "Traceback" not in made.stderr
+    assert made.returncode == status
+    assert made.stderr.startswith(sentence)
+    assert made.stderr.count("\n") == 1
     assert not (tmp_path / "page").exists()
 
 
 def test_a_login_that_is_no_analyst_is_told_so(built, tmp_path):
     made = make_report(built, tmp_path / "page", login="loader_user")
-    assert made.returncode == 1
-    assert made.stderr.endswith("a login in the role analyst may.\n")
+    assert made.returncode == 4
+    assert made.stderr.startswith("Not permitted: permission denied for schema analytics. ")
+    assert made.stderr.endswith("Run it as a login in the role analyst.\n")
+
+
+def test_where_the_page_may_not_be_written_it_says_so(built, tmp_path):
+    (tmp_path / "file").touch()
+    for page, reason in (
+        (tmp_path / "file" / "below" / "page", "Not a directory"),
+        ("/dev/full", "No space left on device"),
+    ):
+        made = make_report(built, page)
+        assert made.returncode == 1
+        assert made.stderr == f"Error: {page} cannot be written: {reason}. Choose another --output.\n"
 
 
 @needs_chromium
