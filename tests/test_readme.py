@@ -47,6 +47,15 @@ def test_its_tree_is_the_tree():
     assert sorted(shown) == sorted({name.partition("/")[0] for name in tracked if "/" in name and name[0] != "."})
 
 
+def test_the_database_is_prepared_without_the_callers_psqlrc_and_stops_at_an_error():
+    assert re.findall(r"psql (.*)-f deploy/bootstrap.sql", README) == ["-X -v ON_ERROR_STOP=1 "]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "PRIVACY.md", "deploy/README.md"])
+def test_no_command_leaves_its_reader_in_another_folder(page):
+    assert re.findall(r"^ {4}.*(?<!\()\bcd .*$", (ROOT / page).read_text(), re.MULTILINE) == []
+
+
 # Which test runs a command, or the program that its recipe in the Makefile is.
 RUN_BY = {
     "dbt build": "test_demo.py::test_the_screen_adds_up",
