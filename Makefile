@@ -1,8 +1,8 @@
 # The one door: people, the README and CI all come in by these targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test up down env send load migrate build docs report status bench freshness lint clean \
-    rotate-key reveal approve forget leakcheck purge bench-dbt
+.PHONY: help install demo test up down env send load migrate build docs report status doctor redrive bench freshness lint \
+    clean rotate-key reveal approve forget leakcheck purge bench-dbt
 
 PYTHON ?= python3
 # (not ?=, because make has an AS of its own: the assembler)
@@ -66,6 +66,12 @@ report: install  ## logins, versions, locales, shared devices and addresses, wha
 
 status: install  ## how the pipeline does, and whether it needs a person (ARGS='--json' for a machine)
 	@$(LOCAL) run --as analyst_user -- $(BIN)/python -m loader status $(ARGS)
+
+doctor: install  ## all that a load depends on, one line each, with the remedy
+	@$(LOCAL) run --as loader_user -- $(BIN)/python -m loader doctor $(ARGS)
+
+redrive: install  ## the messages of the dead-letter queue back to the queue, once what stopped them is mended
+	@$(LOCAL) run --as loader_user -- $(BIN)/python -m loader redrive $(ARGS)
 
 # Privacy. Logins as above; on servers of yours each step takes its own login (PRIVACY.md).
 

@@ -45,6 +45,11 @@ def test_what_is_missing_is_said_with_its_remedy(fresh, script, sentence):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("command", ["load", "status", "doctor", "redrive"])
+def test_each_command_of_the_loader_has_a_target_that_takes_its_options(command):
+    assert make("-n", command, "ARGS=--help").stdout.endswith(f"/python -m loader {command} --help\n")
+
+
 @pytest.mark.parametrize("target", ["down", "clean"])
 def test_stopping_what_never_ran_installs_nothing(fresh, target):
     assert make(target, folder=fresh).returncode == 0
