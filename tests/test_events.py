@@ -112,9 +112,11 @@ def test_messages_reach_the_queue_as_they_are(queue):
     assert sorted(received) == sorted(bodies)
 
 
-def test_what_sqs_refuses_ends_in_a_sentence(queue):
-    with pytest.raises(StackError, match="After 10 messages, SQS "):
-        send(queue.client, queue.url, ["good"] * 10 + [""])
+def test_what_sqs_refuses_ends_in_a_sentence_that_names_it(queue):
+    with pytest.raises(StackError) as refused:
+        send(queue.client, queue.url, ["good"] * 12 + ["", "good"])
+    assert str(refused.value).startswith("13 were sent. SQS refused message 13 (")
+    assert str(refused.value).endswith("): take it out, and send the rest.")
 
 
 def test_a_missing_queue_is_made_with_a_dead_letter_queue(sqs):

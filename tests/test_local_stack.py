@@ -301,6 +301,12 @@ def test_a_file_is_sent_line_by_line_unchanged(local, queue, tmp_path):
     assert sorted(message["Body"] for message in received) == sorted(lines)
 
 
+def test_an_empty_line_is_no_message(local, queue, tmp_path):
+    (tmp_path / "messages.jsonl").write_bytes(b"one\n\n\r\ntwo\n\n")
+    result = local("send", "--queue-name", queue.name, "--file", str(tmp_path / "messages.jsonl"))
+    assert (result.returncode, result.stdout) == (0, f"Sent 2 messages to {queue.name}.\n")
+
+
 def test_a_line_that_is_not_text_is_named(local, queue, tmp_path):
     (tmp_path / "messages").write_bytes(b"good\n\xff\n")
     result = local("send", "--queue-name", queue.name, "--file", str(tmp_path / "messages"))

@@ -130,6 +130,8 @@ def _must_run() -> None:
 
 def _lines(file: BinaryIO) -> Iterator[str]:
     for number, line in enumerate(file, 1):
+        if not line.rstrip(b"\r\n"):  # SQS takes no empty message
+            continue
         try:
             yield line.rstrip(b"\n").decode()
         except UnicodeDecodeError:
