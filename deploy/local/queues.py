@@ -55,7 +55,9 @@ def send(sqs: Any, url: str, bodies: Iterable[str]) -> int:
         if failed:
             number, code = sent + int(failed[0]["Id"]) + 1, failed[0]["Code"]
             sent += len(batch) - len(failed)
-            raise StackError(f"{sent} were sent. SQS refused message {number} ({code}): take it out, and send the rest.")
+            raise StackError(
+                f"{sent} were sent. SQS refused message {number} ({code}): take it out, and send the rest."
+            )
         sent += len(batch)
     return sent
 
