@@ -110,7 +110,8 @@ def connect(connections: int, lean: bool = True):
     except OSError as error:  # from the lean path, which reads them at once
         raise errors.BadSetting(problem=f"AWS_CA_BUNDLE cannot be read: {error.strerror}.") from None
     except (aws.BotoCoreError, ValueError) as error:
-        raise errors.BadSetting(problem=f"The AWS settings make no sense: {error}") from None
+        remedy = "Check AWS_DEFAULT_REGION and AWS_ENDPOINT_URL (http://host:port)."
+        raise errors.BadSetting(problem=f"The AWS settings make no sense: {error}. {remedy}") from None
 
 
 class Queue:

@@ -92,6 +92,14 @@ def test_tab_completes_the_loader(typed, offered):
     assert pressed.stdout.split() == offered
 
 
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash here")
+def test_the_line_that_makes_tab_complete_dbt_works_in_a_fresh_home(tmp_path):
+    typed = re.search(r"^ {4}(?:mkdir .*\n {4})?_DBT_COMPLETE=.*$", CONTRIBUTING, re.MULTILINE)[0]
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    subprocess.run(["bash", "-ec", typed], env=environment, check=True)
+    assert "dbt" in (tmp_path / ".local/share/bash-completion/completions/dbt").read_text()
+
+
 def test_tab_completes_dbt(monkeypatch, capsys):
     assert "_DBT_COMPLETE=bash_source dbt" in CONTRIBUTING
     for name, value in {"_DBT_COMPLETE": "bash_complete", "COMP_WORDS": "dbt sho", "COMP_CWORD": "1"}.items():
