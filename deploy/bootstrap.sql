@@ -4,9 +4,13 @@
 --   MIGRATOR_PASSWORD=… psql -X -v ON_ERROR_STOP=1 -f deploy/bootstrap.sql
 -- (psql 15 or newer.) In production a login is often given its password, or a certificate, by other means: set none here.
 
+\set ON_ERROR_STOP on
+
 set log_statement = 'none';               -- or the passwords below stand in the server's log,
 set log_min_error_statement = 'panic';    -- also when a statement fails,
-set log_min_duration_statement = -1;      -- or is slow.
+set log_min_duration_statement = -1;      -- or is slow;
+select 'set pg_stat_statements.track = none'  -- and in its statistics
+where has_parameter_privilege('pg_stat_statements.track', 'set') \gexec
 
 \set migrator_password ''
 \set loader_user_password ''

@@ -1,6 +1,6 @@
 """Brings the database named by PG* up to date: the SQL files here, then the boundary view out of the dbt project.
 
-With CITUS set, it is spread over the workers of a Citus cluster first, and stays so (0013_citus.sql).
+With CITUS set, it is spread over the workers of a Citus cluster first, and stays so (0014_citus.sql).
 """
 
 import io
@@ -16,11 +16,26 @@ import psycopg2
 ROOT = Path(__file__).resolve().parent.parent
 DBT_PROJECT = ROOT / "dbt_project"
 
-# What Citus was to take to a worker: the function that masks, for owners alone.
-IS_CLOSED = """
-    select to_regprocedure('masking.masked(text, text, integer)') is not null
-        and not has_function_privilege('transformer', 'masking.masked(text, text, integer)', 'execute')
-        and not has_function_privilege('public', 'masking.masked(text, text, integer)', 'execute')
+# On a worker, by masker. Citus takes functions there with their grants; that PUBLIC may not execute them is no grant.
+CLOSE = """
+    revoke execute on function masking.masked, masking.carried_over from public
+"""
+
+# The functions that read keys are the coordinator's, and nobody may call them or see keys but owners (and transformer,
+# while a rotation is open, the one that it needs for that).
+FUNCTIONS = """
+    select array_agg((oid::regprocedure::text, md5(prosrc), prosecdef, proowner::regrole::text)::text order by proname)
+    from pg_proc where pronamespace = 'masking'::regnamespace and proname in ('masked', 'carried_over', 'key_version')
+"""
+OPEN_TO_OTHERS = """
+    select grantee from pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner)))
+    where
+        pronamespace = 'masking'::regnamespace and proname in ('masked', 'carried_over')
+        and grantee not in ('masker'::regrole, 'pipeline_owner'::regrole)
+        and (proname, grantee) <> ('carried_over', 'transformer'::regrole)
+    union all
+    select grantee from pg_class, aclexplode(relacl)
+    where oid = to_regclass('masking.keys') and grantee <> 'masker'::regrole
 """
 
 KEYS_OF_A_WORKER = """
@@ -100,23 +115,30 @@ def distribute() -> None:
         keys = io.BytesIO()
         cursor.execute("set role masker")
         cursor.copy_expert("copy masking.keys (kind, version, key) to stdout", keys)
+        cursor.execute(FUNCTIONS)
+        functions = cursor.fetchone()
     for host, port in workers:
         try:
-            if not bring_keys(host, port, keys.getvalue()):
-                fail(5, f"The worker {host}:{port} does not have masking.masked() as it is here, for owners alone.")
+            if not bring_keys(host, port, keys.getvalue(), functions):
+                fail(5, f"The worker {host}:{port} gets no keys: its schema masking is not as here, or open to others.")
         except psycopg2.Error as error:
             reason = (error.diag.message_primary or str(error)).strip().splitlines()[0]
             fail(5, f"The worker {host}:{port} could not be given the masking keys: {reason}.")
 
 
-def bring_keys(host: str, port: int, keys: bytes) -> bool:
+def bring_keys(host: str, port: int, keys: bytes, functions: tuple) -> bool:
     """Whether the worker could be trusted with them. By COPY: a statement with a key would be in log and statistics."""
-    with closing(psycopg2.connect(host=host, port=port, connect_timeout=10)) as worker, worker.cursor() as cursor:
-        cursor.execute("set citus.enable_ddl_propagation = off")  # a table of this server's alone
-        cursor.execute(IS_CLOSED)
-        if not cursor.fetchone()[0]:
-            return False
+    worker = psycopg2.connect(host=host, hostaddr="", port=port, connect_timeout=10)
+    with closing(worker), worker.cursor() as cursor:
+        cursor.execute("set citus.enable_ddl_propagation = off")  # of this server alone
         cursor.execute("set role masker")
+        cursor.execute(FUNCTIONS)
+        if cursor.fetchone() != functions:
+            return False
+        cursor.execute(CLOSE)
+        cursor.execute(OPEN_TO_OTHERS)
+        if cursor.fetchone():
+            return False
         cursor.execute(KEYS_OF_A_WORKER)
         cursor.copy_expert("copy masking.keys (kind, version, key) from stdin", io.BytesIO(keys))
         worker.commit()
@@ -136,4 +158,12 @@ def fail(status: int, sentence: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__ + "\n" + main.__doc__)
+        raise SystemExit
+    if sys.argv[1:]:
+        fail(2, "python -m migrations takes no arguments; PG* name the database.")
+    try:
+        main()
+    except KeyboardInterrupt:
+        fail(130, "Interrupted. A migration that was under way is rolled back; run it again.")

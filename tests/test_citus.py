@@ -18,7 +18,7 @@ from deploy.local.stack import DATABASE
 from loader.land import Database as Landing
 from loader.sqs import Message
 from tests.conftest import Database, administration, temporary_stack
-from tests.officer import as_superuser, as_transformer, privacy
+from tests.officer import Officer, as_superuser, as_transformer, privacy
 from tests.pipeline import dbt, land, query
 
 pytestmark = pytest.mark.parametrize("migrated", ["citus"], indirect=True, scope="session")
@@ -43,6 +43,12 @@ def migrate(database: Database, **settings: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "migrations"], env=database.env("migrator") | settings, capture_output=True, text=True
     )
+
+
+def forget(database: Database, user_id: str) -> None:
+    words = ["forget", "--user-id", user_id, "--reason", "ticket 77: closed"]
+    done = privacy(database, *words, login="privacy_officer_user")
+    assert done.returncode == 0, done.stderr
 
 
 def distributed(database: Database) -> set[str]:
@@ -205,8 +211,10 @@ def test_a_worker_that_takes_no_keys_is_named(with_worker):
 @pytest.mark.parametrize(
     "change",
     [
-        "grant execute on function masking.masked to transformer",
-        "grant execute on function masking.masked to public",
+        "grant execute on function masking.masked to analyst",
+        "grant execute on function masking.carried_over to loader",
+        "grant select on masking.keys to transformer",
+        "alter function masking.masked security invoker",
         "alter function masking.masked rename to other",
     ],
 )
@@ -221,10 +229,51 @@ def test_a_worker_that_would_mask_for_anybody_gets_no_keys(with_worker, change):
         with closing(worker.connect("postgres")) as connection, connection, connection.cursor() as cursor:
             if "rename" in change:
                 cursor.execute("alter function masking.other rename to masked")
-            cursor.execute("revoke execute on function masking.masked from transformer, public")
+            cursor.execute("alter function masking.masked security definer")
+            cursor.execute("revoke execute on function masking.masked, masking.carried_over from analyst, loader")
+            cursor.execute("revoke select on masking.keys from transformer")
     assert done.returncode == 5
-    assert done.stderr.endswith("does not have masking.masked() as it is here, for owners alone.\n")
+    assert done.stderr.endswith("gets no keys: its schema masking is not as here, or open to others.\n")
     assert as_superuser(worker, "select key from masking.keys where kind = 'ip' and version = 1") == [(before,)]
+
+
+def test_what_a_worker_leaves_open_to_public_is_closed(with_worker):
+    """PostgreSQL opens new functions to PUBLIC, and Citus takes to a worker what is granted, not what is not."""
+    coordinator, worker = with_worker
+    with closing(worker.connect("postgres")) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("grant execute on function masking.masked, masking.carried_over to public")
+    assert migrate(coordinator).returncode == 0
+    for call in ("masking.masked('ip', '192.0.2.1', 1)", "masking.carried_over('ip', repeat('0', 64), 1)"):
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            query(worker, f"select {call}")
+
+
+def test_originals_of_somebody_erased_who_comes_back_are_not_sealed_again(database, tmp_path):
+    officer = Officer(tmp_path)
+    assert privacy(database, "seal-with", str(officer.public_key)).returncode == 0
+    land(database, [login(1), json.dumps(json.loads(login(2)) | {"ip": "192.0.2.9", "device_id": "other"})])
+    dbt(database, "run")
+    forgotten = privacy(
+        database, "forget", "--user-id", "u1", "--reason", "ticket 77: closed", login="privacy_officer_user"
+    )
+    assert forgotten.returncode == 0, forgotten.stderr
+    before = as_superuser(database, "select count(*) from privacy.originals")
+    with closing(database.connect("transformer_user")) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("select privacy.erase_returned()")
+        land(database, [login(1)])
+        cursor.execute("select privacy.seal_originals()")
+    assert as_superuser(database, "select count(*) from privacy.originals") == before
+
+
+def test_a_redelivery_before_dbts_next_run_does_not_stop_it(database):
+    land(database, [login(1), login(2)])
+    dbt(database, "run")
+    forget(database, "u1")
+    land(database, [login(1)])
+    dbt(database, "build")
+    dbt(database, "build")
+    assert query(database, "select user_id from analytics.user_logins") == [("u2",)]
+    assert as_superuser(database, "select message_id from raw.sqs_messages") == [("m1",)]
 
 
 # The stand-in.

@@ -7,6 +7,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from deploy.local.stack import BOOTSTRAP, DATABASE, LOGINS, SUPERUSER, Stack
 from tests.conftest import STAND_IN, Database, administration, run_sql, temporary_stack
 from tests.pipeline import dbt, land, query
@@ -67,6 +69,16 @@ def test_no_database_is_one_sentence_with_the_remedy(database):
     assert sentence.endswith(" Check PGHOST, PGPORT, PGDATABASE, PGUSER and PGPASSWORD.")
 
 
+@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("--dry-run", 2)])
+def test_whoever_asks_for_something_else_gets_no_migration(database, argument, status):
+    command = [sys.executable, "-m", "migrations", argument]
+    env = os.environ | database.env("migrator") | {"PGPORT": "1"}
+    result = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert result.returncode == status
+    assert "PG*" in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_a_login_that_may_not_migrate_is_told_who_may(database):
     result = migrate(database.env("loader_user"))
     assert result.returncode == 4
@@ -124,3 +136,12 @@ def test_a_master_user_who_is_no_superuser_can_prepare_the_server():
         assert migrate(Database(server, DATABASE).env("migrator")).returncode == 0
     finally:
         server.remove()
+
+
+def test_a_bootstrap_by_somebody_who_may_not_leaves_no_password_in_the_log(database):
+    server = database.stack
+    secret = {f"{login.upper()}_PASSWORD": f"sekret-{login}" for login in LOGINS}
+    psql = [server._programs() / "psql", "-q", "-d", database.name, "-f", BOOTSTRAP]
+    refused = subprocess.run(psql, env=server.shell("analyst_user", "logins") | secret, capture_output=True, text=True)
+    assert refused.returncode == 3
+    assert "sekret" not in (server.folder / "postgres" / "server.log").read_text()

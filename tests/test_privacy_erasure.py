@@ -133,6 +133,16 @@ def test_after_a_purge_the_person_leaves_what_is_left(database):
     assert everywhere(database) == {"m1"}
 
 
+def test_nobody_waits_for_what_is_erased_before_dbt_ran(database):
+    land(database, [login("stays")])
+    dbt(database, "run")
+    land(database, [login()], prefix="next")
+    health = "select untransformed, landed_to_analytics > interval '0' from analytics.pipeline_health"
+    assert query(database, health, login="monitor_user") == [(1, True)]
+    forget(database)
+    assert query(database, health, login="monitor_user") == [(0, False)]
+
+
 @pytest.mark.parametrize("reason", ["", "short", "the person called stays asked for it"])
 def test_a_reason_is_given_and_does_not_name_the_person(forgotten, reason):
     with pytest.raises(psycopg2.errors.RaiseException, match="a reason is needed"):

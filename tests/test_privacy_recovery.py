@@ -83,6 +83,12 @@ def test_gnupg_opens_it_too(sealed, officer, tmp_path):
     assert done.stdout == "ip 203.0.113.9\n", done.stderr
 
 
+def test_a_token_with_nothing_behind_it_is_on_record_as_that(sealed, officer):
+    before = len(audit(sealed))
+    assert "There is no original behind this token" in officer.reveal(sealed, "0" * 64)
+    assert audit(sealed)[before:] == ["recovery requested", "no original found"]
+
+
 def test_without_the_private_key_there_is_nothing_to_see(sealed, tmp_path):
     """Not with another pair, and not for a superuser with all that the database holds."""
     assert "could not open it" in Officer(tmp_path).reveal(sealed, token(sealed, "m0"))

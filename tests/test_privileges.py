@@ -75,6 +75,8 @@ MATRIX = [
     ("select privacy.purge(28)", ("privacy_officer_user",)),
     ("select privacy.seal_originals()", ("transformer_user",)),
     ("select privacy.erase_returned()", ("transformer_user",)),
+    ("select privacy.published_to()", ("privacy_officer_user",)),
+    ("select privacy.published_of('u')", ("privacy_officer_user",)),
     ("select privacy.seal_with('')", ()),
     ("select privacy.require_two_persons(false)", ()),
     # the database and the server

@@ -1,6 +1,6 @@
 {#
   What dbt does otherwise where raw is spread over the workers of a Citus cluster; the reasons are in
-  migrations/0013_citus.sql. Elsewhere the first macro says no, and nothing here is used.
+  migrations/0014_citus.sql. Elsewhere the first macro says no, and nothing here is used.
 #}
 {% macro is_distributed() -%}
     {{ return(
@@ -14,8 +14,13 @@
 {# After a model ran: its table, new or from before, becomes a distributed one, in the same transaction. #}
 {% macro distribute() -%}
     {%- if model.config.materialized == 'incremental' and is_distributed() -%}
-        select create_distributed_table('{{ this }}', 'message_id')
-        where not exists (select from pg_dist_partition where logicalrelid = '{{ this }}'::regclass)
+        do $$
+        begin
+            if not exists (select from pg_dist_partition where logicalrelid = '{{ this }}'::regclass) then
+                perform create_distributed_table('{{ this }}', 'message_id');
+                perform truncate_local_data_after_distributing_table('{{ this }}');
+            end if;
+        end $$
     {%- endif -%}
 {%- endmacro %}
 
@@ -23,6 +28,12 @@
 {# After staging took new messages: those of erased ones that the queue brought back leave raw; elsewhere they never come. #}
 {% macro erase_returned() -%}
     {%- if is_distributed() -%} select privacy.erase_returned() {%- endif -%}
+{%- endmacro %}
+
+
+{# Before staging takes new messages: what was erased has left it, or could not come back. #}
+{% macro remove_erased_before() -%}
+    {%- if is_distributed() and load_cached_relation(this) -%} {{ remove_erased() }} {%- endif -%}
 {%- endmacro %}
 
 

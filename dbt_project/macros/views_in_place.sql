@@ -47,6 +47,7 @@
     {% else %}
         {% do exceptions.raise_compiler_error(
             view.schema ~ '.' ~ view.identifier ~ ' in the database is not the one in this project: deploy it with `make migrate`.'
+            ~ ' (After an interrupted key rotation, `make rotate-key` does that and the rest.)'
         ) %}
     {% endif %}
 

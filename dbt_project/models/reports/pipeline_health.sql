@@ -49,13 +49,26 @@ loads as (
 
 ),
 
+waiting as (
+
+    select
+        loads.loaded_at,
+        loads.landed - count(erased.message_id) as messages
+    from window_of_loads
+    inner join {{ source('raw', 'loads') }} as loads
+        on window_of_loads.last_taken_load_id < loads.load_id and loads.landed > 0
+    left join {{ source('privacy', 'erased_messages') }} as erased on loads.load_id = erased.load_id
+    group by loads.load_id, loads.loaded_at, loads.landed
+
+),
+
 not_taken as (
 
     select
-        coalesce(sum(loads.landed), 0) as untransformed,
-        coalesce(now() - min(loads.loaded_at), interval '0') as landed_to_analytics
-    from window_of_loads
-    inner join {{ source('raw', 'loads') }} as loads on loads.load_id > last_taken_load_id and loads.landed > 0
+        coalesce(sum(messages), 0) as untransformed,
+        coalesce(now() - min(loaded_at), interval '0') as landed_to_analytics
+    from waiting
+    where messages > 0
 
 ),
 

@@ -5,7 +5,7 @@
 -- * Shards are read with the rights of the current role: a view's owner lends its reader nothing, a function's does.
 --   That takes a login of each such role on the workers (deploy/bootstrap.sql).
 -- * A distributed table has no trigger; who was erased and comes back is erased by dbt's next run (erase_returned).
--- * A subselect of a distributed table stands in FROM. That is why functions below are here again, otherwise unchanged.
+-- * A subselect of a distributed table stands in FROM. That is why some functions are here again, otherwise unchanged.
 
 set local role pipeline_owner;
 
@@ -45,7 +45,12 @@ end $$;
 create function raw.await_workers() returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
-    prepared constant text := 'select array_agg(gid) from pg_prepared_xacts where database = current_database()';
+    prepared constant text := $query$
+        select array_agg(gid) from pg_prepared_xacts
+        where
+            database = current_database() and gid like 'citus\_%'
+            and (pg_has_role(owner, 'loader', 'member') or pg_has_role(owner, 'pipeline_owner', 'member'))
+    $query$;
     give_up_at constant timestamptz := clock_timestamp() + interval '90 seconds';
     in_doubt text[];
     waited_for text[];
@@ -53,7 +58,7 @@ declare
 begin
     loop
         select
-            array_agg(gid) filter (where gid like 'citus\_%'),
+            array_agg(gid) filter (where gid is not null),
             string_agg(nodename || ':' || nodeport, ', ') filter (where not success)
         into in_doubt, unreachable
         from run_command_on_workers(prepared)
@@ -73,9 +78,7 @@ begin
 end $$;
 grant execute on function raw.await_workers() to transformer;
 
-alter function raw.safe_load_id() rename to safe_load_id_here;
-
-create function raw.safe_load_id() returns bigint
+create or replace function raw.safe_load_id() returns bigint
 language plpgsql volatile as $$
 declare
     load_id constant bigint := raw.safe_load_id_here();
@@ -84,25 +87,6 @@ begin
         perform raw.await_workers();
     end if;
     return load_id;
-end $$;
-grant execute on function raw.safe_load_id() to transformer;
-
-create or replace function privacy.purge(keep_days integer) returns text
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-    last_login bigint;
-    last_rejected bigint;
-    transformed_to bigint;
-    purged bigint;
-begin
-    select max(load_id) into last_login from analytics.user_logins;
-    select max(load_id) into last_rejected from analytics.rejected_messages;
-    transformed_to := greatest(last_login, last_rejected, 0);
-    purged := privacy.purge_raw(keep_days, transformed_to);
-    return format(
-        'Removed from raw: %s messages that landed more than %s days ago, of the loads that dbt has taken (up to %s).',
-        purged, keep_days, transformed_to
-    );
 end $$;
 
 create or replace function privacy.seal_originals() returns bigint
@@ -122,7 +106,12 @@ begin
     if boundary_version <> masking.key_version() then
         raise exception 'a key rotation is under way: finish it with `make rotate-key`';
     end if;
-    last_load := raw.safe_load_id() - 1;
+    if raw.is_distributed() then  -- first, or somebody erased who has come back would be sealed again
+        perform privacy.erase_returned();
+        select returned_to into strict last_load from privacy.settings;
+    else
+        last_load := raw.safe_load_id() - 1;
+    end if;
 
     with logins as materialized (
         select ip, device_id, masked_ip, masked_device_id, mask_key_version
@@ -160,7 +149,8 @@ create or replace function privacy.erase_messages(
     out removed integer,
     out tokens text[]
 )
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan as $$  -- reason: 0012
 declare
     from_raw text[];
     message record;
@@ -212,37 +202,6 @@ begin
     return removed;
 end $$;
 
-create or replace function privacy.forget_user(user_id text, reason text)
-returns table (removed_from text, removed bigint)
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-#variable_conflict use_column
-declare
-    person constant text := user_id;
-    message_ids text[];
-    load_ids bigint[];
-    tokens text[];
-    of_others text[];
-    published_to bigint;
-    erased record;
-begin
-    select
-        coalesce(array_agg(message_id), '{}'), coalesce(array_agg(load_id), '{}'),
-        coalesce(array_agg(masked_ip::text) || array_agg(masked_device_id::text), '{}')
-    into message_ids, load_ids, tokens
-    from analytics.user_logins where user_id = person;
-    select coalesce(max(load_id), 0) into published_to from analytics.user_logins;
-
-    erased := privacy.erase_messages(person, reason, message_ids, load_ids);
-    tokens := tokens || erased.tokens;
-    select coalesce(array_agg(masked_ip::text) || array_agg(masked_device_id::text), '{}') into of_others
-    from analytics.user_logins
-    where user_id <> person and (masked_ip = any(tokens) or masked_device_id = any(tokens));
-    return query values
-        ('raw.sqs_messages', erased.removed::bigint),
-        ('privacy.originals', privacy.erase_originals(tokens, of_others, published_to)::bigint),
-        ('analytics.user_logins', cardinality(message_ids)::bigint);
-end $$;
-
 alter table privacy.settings add column returned_to bigint not null default 0;
 comment on column privacy.settings.returned_to is
 'On Citus: the last load in which erased messages that came back have been erased again.';
@@ -250,18 +209,22 @@ comment on column privacy.settings.returned_to is
 -- What the trigger erase_again does elsewhere, and by the same rules; dbt calls it in the transaction that has taken
 -- the messages into staging, and removes them there too.
 create function privacy.erase_returned() returns bigint
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan as $$  -- reason: 0012
 declare
     last_checked bigint;
     last_load bigint;
     landed record;
     returned text[] := '{}';
 begin
+    if not raw.is_distributed() then
+        return 0;
+    end if;
     select returned_to into strict last_checked from privacy.settings for update;
     last_load := raw.safe_load_id() - 1;
     if exists (select from privacy.erased_messages) then
         for landed in
-            select message_id, load_id, body from raw.sqs_messages
+            select message_id, load_id, loaded_at, body from raw.sqs_messages
             where load_id > last_checked and load_id <= last_load
         loop
             insert into privacy.erased_messages (message_id, load_id, body_mac, erased_at, erasure)
@@ -270,7 +233,7 @@ begin
             where
                 known.message_id = landed.message_id
                 or known.body_mac = (select masking.token(landed.body, key) from privacy.tombstone_key)
-                and known.erased_at > now() - interval '28 days'
+                and known.erased_at > landed.loaded_at - interval '28 days'
             order by known.erased_at desc
             limit 1;
             if found then
