@@ -153,8 +153,7 @@ begin
 end $$;
 
 -- A prepared transaction holds dbt back when it is of somebody who may load; anybody can prepare one.
-alter function raw.safe_load_id() rename to safe_load_id_here;
-create or replace function raw.safe_load_id_here() returns bigint
+create or replace function raw.safe_load_id() returns bigint
 language plpgsql volatile as $$
 declare
     next_load_id bigint;
@@ -189,37 +188,42 @@ begin
     return least(next_load_id, in_flight);
 end $$;
 
-create function raw.safe_load_id() returns bigint language sql volatile as 'select raw.safe_load_id_here()';
-grant execute on function raw.safe_load_id() to transformer;
-
 set local role masker;
 
--- From version 0 it would mask: a device id that is 64 hexadecimal digits passes for a token.
-create or replace function masking.carried_over(kind text, token text, from_version integer) returns text
+-- The token that the keys up to a version make of a canonical value, or of a token of an earlier version. Whoever may
+-- call it can mask every address there is and compare: so nobody but owners may.
+create function masking.masked(kind text, value text, to_version integer, from_version integer default 0) returns text
 language plpgsql stable strict parallel safe security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan as $$
 declare
     link record;
     version integer := from_version;
 begin
+    for link in
+        select keys.version, keys.key from masking.keys
+        where keys.kind = masked.kind and keys.version > from_version and keys.version <= to_version
+        order by keys.version
+    loop
+        exit when link.version <> version + 1;
+        version := link.version;
+        value := masking.token(value, link.key);
+    end loop;
+    if version <> to_version then
+        raise exception 'masking.keys has no key of kind %, version %', kind, version + 1
+        using hint = 'A worker of Citus is brought its keys by `make migrate`.';
+    end if;
+    return value;
+end $$;
+
+-- From version 0 it would mask: a device id that is 64 hexadecimal digits passes for a token.
+create or replace function masking.carried_over(kind text, token text, from_version integer) returns text
+language plpgsql stable strict parallel safe security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan as $$
+begin
     if from_version < 1 or token !~ '^[0-9a-f]{64}$' then
         raise exception 'masking.carried_over() takes tokens';
     end if;
-    for link in
-        select keys.version, keys.key from masking.keys
-        where keys.kind = carried_over.kind and keys.version > from_version
-        order by keys.version
-    loop
-        version := version + 1;
-        if link.version <> version then
-            raise exception 'masking.keys has no key of kind %, version %', kind, version;
-        end if;
-        token := masking.token(token, link.key);
-    end loop;
-    if version <> masking.key_version() then
-        raise exception 'masking.keys has no key of kind %, version %', kind, version + 1;
-    end if;
-    return token;
+    return masking.masked(kind, token, masking.key_version(), from_version);
 end $$;
 
 reset role;

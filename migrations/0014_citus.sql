@@ -1,7 +1,7 @@
 -- migrate:up
 -- Beyond one server: Citus. `CITUS=1 make migrate` spreads raw over its workers once (distribute, below), and from then
 -- on the database says so itself. What differs there is here and in dbt_project/macros/citus.sql:
--- * A worker reads what lies on it, so it has the keys too (migrations/__main__.py), and masked() looks them up there.
+-- * A worker reads what lies on it, so it has the keys too (migrations/__main__.py), where masked() looks them up.
 -- * Shards are read with the rights of the current role: a view's owner lends its reader nothing, a function's does.
 --   That takes a login of each such role on the workers (deploy/bootstrap.sql).
 -- * A distributed table has no trigger; who was erased and comes back is erased by dbt's next run (erase_returned).
@@ -78,7 +78,9 @@ begin
 end $$;
 grant execute on function raw.await_workers() to transformer;
 
-create or replace function raw.safe_load_id() returns bigint
+alter function raw.safe_load_id() rename to safe_load_id_here;
+
+create function raw.safe_load_id() returns bigint
 language plpgsql volatile as $$
 declare
     load_id constant bigint := raw.safe_load_id_here();
@@ -88,6 +90,7 @@ begin
     end if;
     return load_id;
 end $$;
+grant execute on function raw.safe_load_id() to transformer;
 
 create or replace function privacy.seal_originals() returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -253,30 +256,6 @@ set local role masker;
 create or replace function masking.key_version() returns integer
 language sql stable parallel safe security definer set search_path = pg_catalog, pg_temp
 as 'select max(version) from masking.keys';
-
--- The token of a canonical value by the keys that lie on this server. Whoever may call it can mask every address there
--- is and compare: so nobody but owners may.
-create function masking.masked(kind text, value text, to_version integer) returns text
-language plpgsql stable strict parallel safe security definer
-set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan as $$
-declare
-    link record;
-    version integer := 0;
-begin
-    for link in
-        select keys.version, keys.key from masking.keys
-        where keys.kind = masked.kind and keys.version <= to_version
-        order by keys.version
-    loop
-        version := version + 1;
-        value := masking.token(value, link.key);
-    end loop;
-    if version <> to_version then
-        raise exception 'masking.keys has no key of kind %, version %', kind, version + 1
-        using hint = 'A worker of Citus is brought its keys by `make migrate`.';
-    end if;
-    return value;
-end $$;
 
 reset role;
 

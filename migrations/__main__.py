@@ -13,6 +13,8 @@ from urllib.parse import quote, urlencode
 
 import psycopg2
 
+from loader.land import first_line
+
 ROOT = Path(__file__).resolve().parent.parent
 DBT_PROJECT = ROOT / "dbt_project"
 
@@ -61,8 +63,7 @@ def database_url() -> str:
     try:
         connection = psycopg2.connect(connect_timeout=10)
     except psycopg2.OperationalError as error:
-        reason = str(error).strip().splitlines()[0]
-        fail(3, f"No database: {reason}. Check PGHOST, PGPORT, PGDATABASE, PGUSER and PGPASSWORD.")
+        fail(3, f"No database: {first_line(error)}. Check PGHOST, PGPORT, PGDATABASE, PGUSER and PGPASSWORD.")
     with connection.cursor() as cursor:
         cursor.execute(
             "select current_setting('server_version_num')::integer, current_setting('server_encoding'),"
@@ -122,7 +123,7 @@ def distribute() -> None:
             if not bring_keys(host, port, keys.getvalue(), functions):
                 fail(5, f"The worker {host}:{port} gets no keys: its schema masking is not as here, or open to others.")
         except psycopg2.Error as error:
-            reason = (error.diag.message_primary or str(error)).strip().splitlines()[0]
+            reason = error.diag.message_primary or first_line(error)
             fail(5, f"The worker {host}:{port} could not be given the masking keys: {reason}.")
 
 

@@ -112,17 +112,26 @@ def migrated(request: pytest.FixtureRequest) -> Iterator[Database]:
 
 
 def migrate(database: Database, **settings: str) -> Database:
-    env = database.env("migrator") | settings
-    result = subprocess.run([sys.executable, "-m", "migrations"], cwd=ROOT, env=env, capture_output=True, text=True)
+    result = run_migrations(database.env("migrator") | settings)
     assert result.returncode == 0, result.stdout + result.stderr
     return database
 
 
+def run_migrations(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "migrations", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
 def run_sql(database: Database, file: Path, **settings: str) -> None:
     """psql, as the superuser."""
-    command = [database.stack._programs() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", file]
-    env = database.stack.shell(SUPERUSER, database.name) | settings
-    result = subprocess.run(command, env=env, capture_output=True, text=True)
+    options = ["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", database.name, "-f", file]
+    program(database.stack, "psql", *options, **settings)
+
+
+def program(stack: Stack, name: str, *arguments: str | Path, **settings: str) -> None:
+    """One of PostgreSQL's own, as the superuser."""
+    environment = stack.shell(SUPERUSER, "postgres") | settings
+    result = subprocess.run([stack._programs() / name, *arguments], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
@@ -196,6 +205,18 @@ def module_database(migrated: Database) -> Iterator[Database]:
     """For a module whose tests only read what one of its fixtures made."""
     with copy(migrated) as database:
         yield database
+
+
+@pytest.fixture
+def empty_server() -> Iterator[Stack]:
+    """Another PostgreSQL of the same version, and nothing in it."""
+    stack = Stack(Path(tempfile.mkdtemp(prefix="masked-logins-restored-")), pg_port=0, sqs_port=0)
+    stack.folder.chmod(0o755)
+    try:
+        stack.start_postgres()
+        yield stack
+    finally:
+        stack.remove()
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,11 @@
 """The backup drill of deploy/README.md: dump, restore into an empty server, load more. Nothing lost, tokens equal."""
 
-import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
 
-from deploy.local.stack import BOOTSTRAP, LOGINS, SUPERUSER, Stack
-from tests.conftest import Database, administration
+from deploy.local.stack import BOOTSTRAP, LOGINS, Stack
+from tests.conftest import Database, administration, program
 from tests.pipeline import dbt, land, query
 
 LOGIN = '{{"user_id":"{}","app_version":"1.0","device_type":"ios","ip":"192.0.2.{}","locale":null,"device_id":"d{}"}}'
@@ -26,18 +24,6 @@ def backup(database):
     with administration(database.stack) as cursor:
         cursor.execute(f"revoke connect on database {database.name} from backup")
         cursor.execute("drop role backup")
-
-
-@pytest.fixture
-def empty_server():
-    """Another PostgreSQL of the same version, and nothing in it."""
-    stack = Stack(Path(tempfile.mkdtemp(prefix="masked-logins-restored-")), pg_port=0, sqs_port=0)
-    stack.folder.chmod(0o755)
-    try:
-        stack.start_postgres()
-        yield stack
-    finally:
-        stack.remove()
 
 
 def test_a_restored_server_goes_on_where_the_dump_was_taken(database, backup, empty_server, tmp_path):
@@ -79,9 +65,3 @@ def restore(folder: Path, server: Stack) -> None:
     program(server, "pg_restore", "--exit-on-error", "--create", "-d", "postgres", folder / "logins.dump")
     passwords = {f"{login.upper()}_PASSWORD": server.environment(login)["PGPASSWORD"] for login in LOGINS}
     program(server, "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", BOOTSTRAP, **passwords)
-
-
-def program(stack: Stack, name: str, *arguments: str | Path, **settings: str) -> None:
-    environment = stack.shell(SUPERUSER, "postgres") | settings
-    result = subprocess.run([stack._programs() / name, *arguments], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr

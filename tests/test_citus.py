@@ -5,8 +5,6 @@ Citus itself is not to be had here; what the stand-in cannot tell is said in dep
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from contextlib import closing
 from unittest import mock
@@ -17,7 +15,7 @@ import pytest
 from deploy.local.stack import DATABASE
 from loader.land import Database as Landing
 from loader.sqs import Message
-from tests.conftest import Database, administration, temporary_stack
+from tests.conftest import Database, administration, migrate, run_migrations, temporary_stack
 from tests.officer import Officer, as_superuser, as_transformer, privacy
 from tests.pipeline import dbt, land, query
 
@@ -37,12 +35,6 @@ def login(number: int) -> str:
 def message(number: int) -> Message:
     answer = {"MessageId": f"id-{number}", "ReceiptHandle": "r", "Body": login(number)}
     return Message.of(answer | {"Attributes": {"SentTimestamp": "1795300000000", "ApproximateReceiveCount": "1"}})
-
-
-def migrate(database: Database, **settings: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "migrations"], env=database.env("migrator") | settings, capture_output=True, text=True
-    )
 
 
 def forget(database: Database, user_id: str) -> None:
@@ -151,12 +143,7 @@ def test_a_worker_that_is_away_stops_dbt_and_is_named(database):
 @pytest.fixture(scope="module")
 def worker():
     with temporary_stack(settings={"log_statement": "all", "log_min_messages": "debug1"}) as server:
-        yield migrate_worker(Database(server, DATABASE))
-
-
-def migrate_worker(worker: Database) -> Database:
-    assert migrate(worker).returncode == 0
-    return worker
+        yield migrate(Database(server, DATABASE))
 
 
 @pytest.fixture
@@ -180,7 +167,7 @@ def test_every_worker_has_the_keys_and_no_log_has(with_worker):
     coordinator, worker = with_worker
     assert masked(worker, 1) != masked(coordinator, 1)
 
-    done = migrate(coordinator)
+    done = run_migrations(coordinator.env("migrator"))
     assert done.returncode == 0, done.stderr
     assert masked(worker, 1) == masked(coordinator, 1)
 
@@ -188,7 +175,7 @@ def test_every_worker_has_the_keys_and_no_log_has(with_worker):
     assert rotated.returncode == 0, rotated.stderr
     with pytest.raises(psycopg2.errors.RaiseException, match="no key of kind ip, version 2"):
         masked(worker, 2)
-    assert migrate(coordinator).returncode == 0
+    assert run_migrations(coordinator.env("migrator")).returncode == 0
     assert masked(worker, 2) == masked(coordinator, 2)
 
     log = (worker.stack.folder / "postgres" / "server.log").read_text()
@@ -202,7 +189,7 @@ def test_a_worker_that_takes_no_keys_is_named(with_worker):
     coordinator, worker = with_worker
     with administration(worker.stack) as cursor:
         cursor.execute("alter role migrator password 'another'")
-    done = migrate(coordinator)
+    done = run_migrations(coordinator.env("migrator"))
     assert done.returncode == 5
     address = worker.env("migrator")
     assert f"The worker {address['PGHOST']}:{address['PGPORT']} could not be given the masking keys:" in done.stderr
@@ -224,7 +211,7 @@ def test_a_worker_that_would_mask_for_anybody_gets_no_keys(with_worker, change):
     with closing(worker.connect("postgres")) as connection, connection, connection.cursor() as cursor:
         cursor.execute(change)
     try:
-        done = migrate(coordinator)
+        done = run_migrations(coordinator.env("migrator"))
     finally:
         with closing(worker.connect("postgres")) as connection, connection, connection.cursor() as cursor:
             if "rename" in change:
@@ -242,7 +229,7 @@ def test_what_a_worker_leaves_open_to_public_is_closed(with_worker):
     coordinator, worker = with_worker
     with closing(worker.connect("postgres")) as connection, connection, connection.cursor() as cursor:
         cursor.execute("grant execute on function masking.masked, masking.carried_over to public")
-    assert migrate(coordinator).returncode == 0
+    assert run_migrations(coordinator.env("migrator")).returncode == 0
     for call in ("masking.masked('ip', '192.0.2.1', 1)", "masking.carried_over('ip', repeat('0', 64), 1)"):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             query(worker, f"select {call}")

@@ -1,16 +1,12 @@
 """make migrate: applied once, harmless twice, and in one sentence when it cannot be."""
 
-import os
 import subprocess
-import sys
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from deploy.local.stack import BOOTSTRAP, DATABASE, LOGINS, SUPERUSER, Stack
-from tests.conftest import STAND_IN, Database, administration, run_sql, temporary_stack
+from deploy.local.stack import BOOTSTRAP, DATABASE, LOGINS
+from tests.conftest import STAND_IN, Database, administration, program, run_migrations, run_sql, temporary_stack
 from tests.pipeline import dbt, land, query
 
 LOGIN = '{"user_id": "u", "app_version": "1.2", "device_type": "ios", "ip": "192.0.2.1", "device_id": "d"}'
@@ -28,17 +24,11 @@ order by 1, 3
 """
 
 
-def migrate(environment: dict[str, str]) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "migrations"], env=os.environ | environment, capture_output=True, text=True
-    )
-
-
 def test_migrating_twice_changes_nothing(database):
     keys = query(database, "select kind, version, key from masking.keys", login="postgres")
     before = query(database, STRUCTURE, login="postgres")
 
-    result = migrate(database.env("migrator"))
+    result = run_migrations(database.env("migrator"))
 
     assert result.returncode == 0, result.stderr
     assert query(database, STRUCTURE, login="postgres") == before
@@ -51,7 +41,7 @@ def test_each_database_makes_keys_of_its_own(stack, database):
     with administration(stack) as cursor:
         cursor.execute(f"create database {fresh.name} owner migrator")
     try:
-        assert migrate(fresh.env("migrator")).returncode == 0
+        assert run_migrations(fresh.env("migrator")).returncode == 0
         sql = "select kind, encode(key, 'hex') from masking.keys"
         keys = [set(query(each, sql, login="postgres")) for each in (database, fresh)]
     finally:
@@ -62,7 +52,7 @@ def test_each_database_makes_keys_of_its_own(stack, database):
 
 
 def test_no_database_is_one_sentence_with_the_remedy(database):
-    result = migrate(database.env("migrator") | {"PGPORT": "1"})
+    result = run_migrations(database.env("migrator") | {"PGPORT": "1"})
     assert result.returncode == 3
     [sentence] = result.stderr.splitlines()
     assert sentence.startswith("No database: ")
@@ -71,16 +61,14 @@ def test_no_database_is_one_sentence_with_the_remedy(database):
 
 @pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("--dry-run", 2)])
 def test_whoever_asks_for_something_else_gets_no_migration(database, argument, status):
-    command = [sys.executable, "-m", "migrations", argument]
-    env = os.environ | database.env("migrator") | {"PGPORT": "1"}
-    result = subprocess.run(command, env=env, capture_output=True, text=True)
+    result = run_migrations(database.env("migrator") | {"PGPORT": "1"}, argument)
     assert result.returncode == status
     assert "PG*" in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_a_login_that_may_not_migrate_is_told_who_may(database):
-    result = migrate(database.env("loader_user"))
+    result = run_migrations(database.env("loader_user"))
     assert result.returncode == 4
     assert result.stderr.strip().splitlines() == [
         f"loader_user may not create schemas in {database.env('loader_user')['PGDATABASE']}:"
@@ -89,7 +77,7 @@ def test_a_login_that_may_not_migrate_is_told_who_may(database):
 
 
 def test_citus_is_wanted_and_not_there(database):
-    result = migrate(database.env("migrator") | {"CITUS": "1"})
+    result = run_migrations(database.env("migrator") | {"CITUS": "1"})
     assert result.returncode == 4
     assert result.stderr.strip().splitlines() == [
         "CITUS is set, but there is no extension citus: see deploy/README.md, Beyond one server."
@@ -100,14 +88,14 @@ def test_a_database_that_has_run_on_one_server_is_spread_as_it_is():
     """What is in raw and what dbt has built stays; tokens stay equal, since the keys do."""
     with temporary_stack() as server:
         database = Database(server, DATABASE)
-        assert migrate(database.env("migrator")).returncode == 0
+        assert run_migrations(database.env("migrator")).returncode == 0
         land(database, [LOGIN] * 5)
         dbt(database, "build")
         before = query(database, "select * from analytics.user_logins order by message_id")
 
         run_sql(Database(server, "postgres"), BOOTSTRAP, CITUS="1")
         run_sql(database, STAND_IN)
-        assert migrate(database.env("migrator") | {"CITUS": "1"}).returncode == 0
+        assert run_migrations(database.env("migrator") | {"CITUS": "1"}).returncode == 0
         land(database, [LOGIN], prefix="n")
         dbt(database, "build")
 
@@ -118,24 +106,15 @@ def test_a_database_that_has_run_on_one_server_is_spread_as_it_is():
         assert len(after) == 6
 
 
-def test_a_master_user_who_is_no_superuser_can_prepare_the_server():
+def test_a_master_user_who_is_no_superuser_can_prepare_the_server(empty_server):
     """As on RDS, and with the PostgreSQL that asks more of whoever makes a role."""
-    folder = tempfile.mkdtemp(prefix="masked-logins-test-")
-    server = Stack(Path(folder), pg_port=0, sqs_port=0)
-    try:
-        server.start_postgres()
-        with administration(server) as cursor:
-            cursor.execute("create role master login createrole createdb password 'm'")
-            logging = "log_statement, log_min_error_statement, log_min_duration_statement"
-            cursor.execute(f"grant set on parameter {logging} to master")
-        psql = [server._programs() / "psql", "-X", "-q", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-f", BOOTSTRAP]
-        passwords = {f"{login.upper()}_PASSWORD": server.environment(login)["PGPASSWORD"] for login in LOGINS}
-        env = server.shell(SUPERUSER) | passwords | {"PGUSER": "master", "PGPASSWORD": "m"}
-        prepared = subprocess.run(psql, env=env, capture_output=True, text=True)
-        assert prepared.returncode == 0, prepared.stderr
-        assert migrate(Database(server, DATABASE).env("migrator")).returncode == 0
-    finally:
-        server.remove()
+    with administration(empty_server) as cursor:
+        cursor.execute("create role master login createrole createdb password 'm'")
+        logging = "log_statement, log_min_error_statement, log_min_duration_statement"
+        cursor.execute(f"grant set on parameter {logging} to master")
+    passwords = {f"{login.upper()}_PASSWORD": empty_server.environment(login)["PGPASSWORD"] for login in LOGINS}
+    program(empty_server, "psql", "-X", "-q", "-f", BOOTSTRAP, PGUSER="master", PGPASSWORD="m", **passwords)
+    assert run_migrations(Database(empty_server, DATABASE).env("migrator")).returncode == 0
 
 
 def test_a_bootstrap_by_somebody_who_may_not_leaves_no_password_in_the_log(database):

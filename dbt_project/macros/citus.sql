@@ -70,9 +70,15 @@
 {%- endmacro %}
 
 
-{# For a view whose readers may not read what it reads: it then selects from the function. #}
+{# Whether the readers of this view may not read what it reads, and so need the function. #}
+{% macro needs_reader() -%}
+    {{ return(config.get('meta', {}).get('read_as_owner') and is_distributed()) }}
+{%- endmacro %}
+
+
+{# What such a view selects: all of the function. #}
 {% macro with_owners_rights(view, sql) -%}
-    {%- if not (config.get('meta', {}).get('read_as_owner') and is_distributed()) -%}{{ return(sql) }}{%- endif -%}
+    {%- if not needs_reader() -%}{{ return(sql) }}{%- endif -%}
     {%- set columns = [] -%}
     {%- for column in model.columns.values() -%}
         {%- do columns.append(adapter.quote(column.name) ~ ' ' ~ column.data_type) -%}

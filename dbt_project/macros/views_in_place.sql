@@ -37,7 +37,7 @@
 
     {% if may_deploy %}
         {{ replace_in_place(view, sql, options='with (security_barrier = true)') }}
-        {% if config.get('meta', {}).get('read_as_owner') and is_distributed() %}
+        {% if needs_reader() %}
             {% do create_reader(view, 'select * from ' ~ view, 'setof ' ~ view) %}
         {% endif %}
         {% do apply_grants(view, config.get('grants'), should_revoke=True) %}

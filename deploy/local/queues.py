@@ -52,13 +52,12 @@ def send(sqs: Any, url: str, bodies: Iterable[str]) -> int:
             failed = sqs.send_message_batch(QueueUrl=url, Entries=entries).get("Failed", [])
         except (BotoCoreError, ClientError) as error:
             raise StackError(f"After {sent} messages, SQS took no more: {error}") from None
+        before, sent = sent, sent + len(batch) - len(failed)
         if failed:
-            number, code = sent + int(failed[0]["Id"]) + 1, failed[0]["Code"]
-            sent += len(batch) - len(failed)
+            number, code = before + int(failed[0]["Id"]) + 1, failed[0]["Code"]
             raise StackError(
                 f"{sent} were sent. SQS refused message {number} ({code}): take it out, and send the rest."
             )
-        sent += len(batch)
     return sent
 
 
