@@ -9,8 +9,8 @@ PYTHON ?= python3
 AS = analyst_user
 
 BIN := .venv/bin
-LOCAL := $(BIN)/python -m deploy.local
-PRIVACY := $(BIN)/python -m deploy.privacy
+LOCAL := $(BIN)/python -m local
+PRIVACY := $(BIN)/python -m privacy
 PROJECT := --project-dir dbt_project --profiles-dir dbt_project
 
 help:  ## this list
@@ -62,7 +62,7 @@ docs: install  ## the documentation of every table and column, as one page
 	@echo dbt_project/target/static_index.html
 
 report: install  ## logins, versions, locales, shared devices and addresses, what was rejected: one page for analysts
-	@$(LOCAL) run --as analyst_user -- $(BIN)/python -m deploy.report $(ARGS)
+	@$(LOCAL) run --as analyst_user -- $(BIN)/python -m report $(ARGS)
 
 status: install  ## how the pipeline does, and whether it needs a person (ARGS='--json' for a machine)
 	@$(LOCAL) run --as analyst_user -- $(BIN)/python -m loader status $(ARGS)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import click
 
-from deploy.local.stack import SUPERUSER, Stack
+from local.stack import SUPERUSER, Stack
 
 TICK = os.sysconf("SC_CLK_TCK")
 PROJECT = Path(__file__).parents[1] / "dbt_project"

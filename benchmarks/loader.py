@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from benchmarks.contestants import CONTESTANTS
-from deploy.local.stack import SUPERUSER, Stack
+from local.stack import SUPERUSER, Stack
 
 REGION_LATENCY = 0.015  # seconds a call takes to SQS in the same region, about
 # One thread waits for most of its time then, so that fewer messages tell as much.

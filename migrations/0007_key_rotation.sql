@@ -7,7 +7,7 @@ set local role masker;
 
 alter table masking.keys
     add column origin text not null default 'generated' check (origin in ('generated', 'imported'));
-comment on column masking.keys.origin is 'Generated in this database, or imported by deploy/privacy.py.';
+comment on column masking.keys.origin is 'Generated in this database, or imported by privacy/.';
 
 -- What everybody who masks must agree on; dbt writes it into the boundary.
 create function masking.key_version() returns integer

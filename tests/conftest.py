@@ -15,9 +15,9 @@ import pytest
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
-from deploy.local import queues
-from deploy.local.postgres import StackError, choose_postgres
-from deploy.local.stack import BOOTSTRAP, DATABASE, SUPERUSER, Stack
+from local import queues
+from local.postgres import StackError, choose_postgres
+from local.stack import BOOTSTRAP, DATABASE, SUPERUSER, Stack
 
 ROOT = Path(__file__).parents[1]
 STAND_IN = ROOT / "tests" / "citus_stand_in.sql"
@@ -76,7 +76,7 @@ def temporary_stack(**options: Any) -> Iterator[Stack]:
     # Not pytest's own folder for this: that is closed to the user whom PostgreSQL runs as.
     folder = tempfile.mkdtemp(prefix="masked-logins-test-")
     # Waits for the other end of its input to close, which not even SIGKILL prevents.
-    janitor = ["sh", "-c", 'read _; exec "$@"', "sh", sys.executable, "-m", "deploy.local", "remove"]
+    janitor = ["sh", "-c", 'read _; exec "$@"', "sh", sys.executable, "-m", "local", "remove"]
     with subprocess.Popen(
         janitor, cwd=ROOT, env=os.environ | {"LOCAL_STATE": folder}, stdin=subprocess.PIPE, start_new_session=True
     ):

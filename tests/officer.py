@@ -48,9 +48,9 @@ class Officer:
 
 
 def privacy(database, *arguments: str, login: str = "migrator", path: str = "", typed: str | None = None):
-    """python -m deploy.privacy, as this login; its exit status and what it said."""
+    """python -m privacy, as this login; its exit status and what it said."""
     env = database.env(login)
-    command = [sys.executable, "-m", "deploy.privacy", *arguments]
+    command = [sys.executable, "-m", "privacy", *arguments]
     env["PATH"] = path + env["PATH"]
     return subprocess.run(command, env=env, input=typed, capture_output=True, text=True)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.stack import BOOTSTRAP, LOGINS, Stack
+from local.stack import BOOTSTRAP, LOGINS, Stack
 from tests.conftest import Database, administration, program
 from tests.pipeline import dbt, land, query
 

@@ -12,9 +12,9 @@ from unittest import mock
 import psycopg2.errors
 import pytest
 
-from deploy.local.stack import DATABASE
 from loader.land import Database as Landing
 from loader.sqs import Message
+from local.stack import DATABASE
 from tests.conftest import Database, administration, migrate, run_migrations, temporary_stack
 from tests.officer import Officer, as_superuser, as_transformer, privacy
 from tests.pipeline import dbt, land, query

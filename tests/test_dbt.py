@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.events import generate
+from local.events import generate
 from tests.conftest import on_citus_too
 from tests.pipeline import dbt, land, query
 

@@ -6,7 +6,7 @@ import threading
 import psycopg2.errors
 import pytest
 
-from deploy.local.events import generate
+from local.events import generate
 from tests.pipeline import dbt, land, query
 
 CHECKSUM = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.events import generate
+from local.events import generate
 from tests.conftest import temporary_stack
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def screens(shell):
     """What the demo shows the first time, and the second."""
     return [
         subprocess.run(
-            [sys.executable, "-m", "deploy.local", "demo", "--count", str(COUNT)],
+            [sys.executable, "-m", "local", "demo", "--count", str(COUNT)],
             cwd=ROOT,
             env=shell,
             capture_output=True,

@@ -15,12 +15,12 @@ import botocore.session
 import pytest
 import yaml
 
-from deploy.local.stack import LOGINS
 from loader.cli import main
 from loader.load import FLUSH_BYTES
 from loader.metrics import Metrics
 from loader.report import Report
 from loader.sqs import BATCH
+from local.stack import LOGINS
 from tests.conftest import ROOT, Database
 from tests.pipeline import dbt, land
 

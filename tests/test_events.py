@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.local.events import generate
-from deploy.local.processes import StackError
-from deploy.local.queues import BATCH, BATCH_BYTES, batches, ensure_queue, send
+from local.events import generate
+from local.processes import StackError
+from local.queues import BATCH, BATCH_BYTES, batches, ensure_queue, send
 
 REASONS = """
     not_json not_an_object exposes_plain_value app_version_malformed app_version_out_of_range

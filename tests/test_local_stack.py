@@ -12,9 +12,9 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from deploy.local.postgres import choose_postgres, find_postgres, major
-from deploy.local.processes import StackError, wait
-from deploy.local.stack import DATABASE, LOGINS, SUPERUSER, Stack
+from local.postgres import choose_postgres, find_postgres, major
+from local.processes import StackError, wait
+from local.stack import DATABASE, LOGINS, SUPERUSER, Stack
 
 ROOT = Path(__file__).parents[1]
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root has to act as another user")
@@ -247,11 +247,11 @@ def test_a_server_that_cannot_be_had_is_a_sentence(wanted, cluster, sentence):
 
 @pytest.fixture(scope="module")
 def local(stack):
-    """Runs `python -m deploy.local` on the stack of this worker."""
+    """Runs `python -m local` on the stack of this worker."""
 
     def run(*arguments, state=stack.folder, **environment):
         return subprocess.run(
-            [sys.executable, "-m", "deploy.local", *arguments],
+            [sys.executable, "-m", "local", *arguments],
             cwd=ROOT,
             env=os.environ | {"LOCAL_STATE": str(state)} | environment,
             capture_output=True,

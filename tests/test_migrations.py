@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from deploy.local.stack import BOOTSTRAP, DATABASE, LOGINS
+from local.stack import BOOTSTRAP, DATABASE, LOGINS
 from tests.conftest import STAND_IN, Database, administration, program, run_migrations, run_sql, temporary_stack
 from tests.pipeline import dbt, land, query
 

@@ -1,4 +1,4 @@
-"""What `python -m deploy.privacy` says and ends with: one sentence with its remedy, and the loader's exit statuses."""
+"""What `python -m privacy` says and ends with: one sentence with its remedy, and the loader's exit statuses."""
 
 import subprocess
 import sys
@@ -49,7 +49,7 @@ ENDINGS = {
 @pytest.mark.parametrize("name", ENDINGS)
 def test_what_cannot_work_is_one_sentence_with_its_remedy_and_a_status_of_its_own(database, name):
     arguments, login, changed, status, sentence, remedy = ENDINGS[name]
-    command = [sys.executable, "-m", "deploy.privacy", *arguments]
+    command = [sys.executable, "-m", "privacy", *arguments]
     done = subprocess.run(command, env=database.env(login) | changed, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith(sentence)

@@ -14,10 +14,10 @@ from urllib.request import urlopen
 
 import pytest
 
-from deploy.local.events import ODD_ADDRESSES, generate
-from deploy.local.processes import free_port
-from deploy.local.queues import client, ensure_queue, send
-from deploy.local.stack import DATABASE, HOST, SUPERUSER, Stack
+from local.events import ODD_ADDRESSES, generate
+from local.processes import free_port
+from local.queues import client, ensure_queue, send
+from local.stack import DATABASE, HOST, SUPERUSER, Stack
 from tests.conftest import ROOT, Database, migrate
 from tests.leakcheck import Needles, database_places, file_places, forms
 from tests.officer import Officer, privacy

@@ -76,7 +76,7 @@ def test_gnupg_opens_it_too(sealed, officer, tmp_path):
     tmp_path.chmod(0o700)
     env = {"GNUPGHOME": str(tmp_path), "PATH": os.environ["PATH"]}
     subprocess.run(["gpg", "--batch", "--import", officer.private_key], env=env, check=True, capture_output=True)
-    command = ["-m", "deploy.privacy", "reveal", "--token", token(sealed, "m0"), "--reason", REASON]
+    command = ["-m", "privacy", "reveal", "--token", token(sealed, "m0"), "--reason", REASON]
     env = sealed.env("privacy_officer_user") | env
     done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)
     subprocess.run(["gpgconf", "--kill", "all"], env=env)

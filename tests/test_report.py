@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.events import generate
+from local.events import generate
 from tests.browser import background, needs_chromium, open_page
 from tests.pipeline import dbt, land, query
 
@@ -36,7 +36,7 @@ SPREAD = """
 
 def make_report(database, page, login="analyst_user", **settings):
     """As `make report` does, in a process of its own."""
-    command = [sys.executable, "-m", "deploy.report", "--output", page]
+    command = [sys.executable, "-m", "report", "--output", page]
     environment = database.env(login) | settings
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local import queues
-from deploy.local.postgres import Account
-from deploy.local.stack import Stack
+from local import queues
+from local.postgres import Account
+from local.stack import Stack
 from tests.conftest import ROOT, Database
 from tests.pipeline import dbt, query
 

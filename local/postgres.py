@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from deploy.local.processes import StackError
+from local.processes import StackError
 
 OLDEST = 15
 

@@ -1,4 +1,4 @@
-"""python -m deploy.report: what analysts ask first, as one page. PG* name the database and the login, as for psql.
+"""python -m report: what analysts ask first, as one page. PG* name the database and the login, as for psql.
 
 The page is made from `analytics` alone, has no script, loads nothing, and shows tokens: it may go where those may.
 """
@@ -131,7 +131,7 @@ def render(totals: Any, charts: dict[str, list], **parts: Any) -> str:
     environment.filters |= {"visible": visible, "span": span}
     series = {title: by_kind(rows, days) for title, rows in charts.items()}
     drawn = {title: draw(days, kinds) for title, kinds in series.items()} if days else {}
-    return environment.get_template("report.html").render(
+    return environment.get_template("page.html").render(
         totals=totals, days=days, series=series, drawn=drawn, limits=LIMITS, **parts
     )
 
@@ -182,4 +182,4 @@ def visible(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m deploy.report")
+    main(prog_name="python -m report")

@@ -8,7 +8,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from deploy.local.processes import StackError
+from local.processes import StackError
 
 BATCH = 10  # SQS takes no more in a call,
 BATCH_BYTES = 256 * 1024  # nor, on older servers, more than this; a longer message goes alone

@@ -1,4 +1,4 @@
-"""python -m deploy.local"""
+"""python -m local"""
 
 import logging
 import os
@@ -9,15 +9,15 @@ from typing import BinaryIO
 
 import click
 
-from deploy.local import demo
-from deploy.local.events import generate
-from deploy.local.processes import StackError
-from deploy.local.queues import client, ensure_queue, send
-from deploy.local.stack import ELSEWHERE, LOGINS, Stack
+from local import demo
+from local.events import generate
+from local.processes import StackError
+from local.queues import client, ensure_queue, send
+from local.stack import ELSEWHERE, LOGINS, Stack
 
 QUEUE = "login-queue"
 
-stack = Stack(Path(os.environ.get("LOCAL_STATE") or Path(__file__).parents[2] / ".local"))
+stack = Stack(Path(os.environ.get("LOCAL_STATE") or Path(__file__).parents[1] / ".local"))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -139,4 +139,4 @@ def _lines(file: BinaryIO) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m deploy.local")
+    main(prog_name="python -m local")

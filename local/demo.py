@@ -11,12 +11,12 @@ from typing import Any
 import click
 import psycopg2
 
-from deploy.local.events import generate
-from deploy.local.processes import StackError
-from deploy.local.queues import client, ensure_queue, send
-from deploy.local.stack import Stack
+from local.events import generate
+from local.processes import StackError
+from local.queues import client, ensure_queue, send
+from local.stack import Stack
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 DBT = str(Path(sys.executable).with_name("dbt"))
 
 REFUSED = "select body from raw.sqs_messages"

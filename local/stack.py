@@ -19,8 +19,8 @@ from typing import Any
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
-from deploy.local.postgres import Account, choose_postgres, major
-from deploy.local.processes import StackError, command_of, end, environment_of, free_port, number_in, wait
+from local.postgres import Account, choose_postgres, major
+from local.processes import StackError, command_of, end, environment_of, free_port, number_in, wait
 
 HOST = "127.0.0.1"
 PORTS = {"PostgreSQL": 54320, "SQS": 4566}
@@ -30,7 +30,7 @@ LOGINS = (
     *("migrator", "loader_user", "transformer_user", "analyst_user"),
     *("privacy_officer_user", "monitor_user", "retention_user"),
 )
-BOOTSTRAP = Path(__file__).parents[1] / "bootstrap.sql"
+BOOTSTRAP = Path(__file__).parents[1] / "deploy" / "bootstrap.sql"
 
 SETTINGS = {
     "listen_addresses": HOST,
@@ -42,7 +42,7 @@ SETTINGS = {
 ELSEWHERE = ("PG", "AWS_")  # how the variables begin that lead to other servers
 STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
-log = logging.getLogger("deploy.local")
+log = logging.getLogger("local")
 
 
 class Stack:

@@ -1,4 +1,4 @@
-"""python -m deploy.privacy: rotates keys, recovers originals, erases persons and what is old. PG* name the database."""
+"""python -m privacy: rotates keys, recovers originals, erases persons and what is old. PG* name the database."""
 
 import io
 import re
@@ -226,4 +226,4 @@ def _import(cursor: Cursor, version: int, new_keys: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m deploy.privacy")
+    main(prog_name="python -m privacy")
