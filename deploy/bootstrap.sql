@@ -1,16 +1,24 @@
--- What a superuser (on RDS: the master user) does once per server, before `make migrate`: the database, `migrator` who
--- owns it, and (where a password is given in the environment) one login for each group role. Safe to run again. Used
--- alike by the local stack, by the container in docker-compose.yml and by hand:
---   MIGRATOR_PASSWORD=… psql -X -v ON_ERROR_STOP=1 -f deploy/bootstrap.sql
--- (psql 15 or newer.) In production a login is often given its password, or a certificate, by other means: set none here.
+-- What a superuser (on RDS: the master user) does once per server, before `make migrate`: the roles, the database, which
+-- `migrator` owns, and (where a password is given in the environment) one login for each group role. Safe to run again:
+-- it adds what is missing and repairs memberships. Used alike by the local stack, docker-compose.yml and by hand:
+--   PGDATABASE=logins MIGRATOR_PASSWORD=… psql -X -v ON_ERROR_STOP=1 -d postgres -f deploy/bootstrap.sql
+-- (psql 15 or newer.) PGDATABASE names the database to create; without it, `logins`. In production a login is often given
+-- its password, or a certificate, by other means: set none here. A role that exists already, and that this file did not
+-- make, is not used when it has members or attributes, unless ADOPT_ROLES=1 is set.
 
 \set ON_ERROR_STOP on
+\set QUIET on
+\pset tuples_only on
+\pset format unaligned
 
-set log_statement = 'none';               -- or the passwords below stand in the server's log,
-set log_min_error_statement = 'panic';    -- also when a statement fails,
-set log_min_duration_statement = -1;      -- or is slow;
-select 'set pg_stat_statements.track = none'  -- and in its statistics
-where has_parameter_privilege('pg_stat_statements.track', 'set') \gexec
+-- Or the passwords below stand in the server's log, also when a statement fails or is slow, and in its statistics.
+select format('set %s = %L', name, value)
+from (
+    values
+        ('log_statement', 'none'), ('log_min_error_statement', 'panic'), ('log_min_duration_statement', '-1'),
+        ('log_min_duration_sample', '-1'), ('pg_stat_statements.track', 'none')
+) as settings (name, value)
+where has_parameter_privilege(name, 'set') \gexec
 
 \set migrator_password ''
 \set loader_user_password ''
@@ -20,6 +28,8 @@ where has_parameter_privilege('pg_stat_statements.track', 'set') \gexec
 \set monitor_user_password ''
 \set retention_user_password ''
 \set citus ''
+\set adopt ''
+\set database ''
 \getenv migrator_password MIGRATOR_PASSWORD
 \getenv loader_user_password LOADER_USER_PASSWORD
 \getenv transformer_user_password TRANSFORMER_USER_PASSWORD
@@ -28,48 +38,147 @@ where has_parameter_privilege('pg_stat_statements.track', 'set') \gexec
 \getenv monitor_user_password MONITOR_USER_PASSWORD
 \getenv retention_user_password RETENTION_USER_PASSWORD
 \getenv citus CITUS
+\getenv adopt ADOPT_ROLES
+\getenv database PGDATABASE
 
-create temporary table logins (login, joins, password) as
+-- (postgres and the templates are where psql connects to, and nobody's pipeline.)
+select case when :'database' in ('', 'postgres', 'template0', 'template1') then 'logins' else :'database' end as database
+\gset
+
+-- Group roles hold the privileges and cannot log in; logins join them. masker and pipeline_owner own things and are
+-- nobody's daily role: migrator alone may take them on, and pipeline_owner reads what analysts read. The comment says
+-- that this file made the role.
+create temporary table roles (role, comment) as
 values
-    ('migrator', null, :'migrator_password'),
-    ('loader_user', 'loader', :'loader_user_password'),
-    ('transformer_user', 'transformer', :'transformer_user_password'),
-    ('analyst_user', 'analyst', :'analyst_user_password'),
-    ('privacy_officer_user', 'privacy_officer', :'privacy_officer_user_password'),
-    ('monitor_user', 'monitor', :'monitor_user_password'),
-    ('retention_user', 'retention', :'retention_user_password');
-grant select on logins to public;         -- read below by migrator, who sees no more than this session
+    ('migrator', 'masked-logins: owns the database, applies the migrations'),
+    ('loader', 'masked-logins: lands messages, reads none'),
+    ('transformer', 'masked-logins: dbt'),
+    ('analyst', 'masked-logins: reads analytics'),
+    ('privacy_officer', 'masked-logins: recovers and erases, on record'),
+    ('monitor', 'masked-logins: reads counts and ages'),
+    ('retention', 'masked-logins: purges what is old'),
+    ('masker', 'masked-logins: owns keys and boundary'),
+    ('pipeline_owner', 'masked-logins: owns raw, privacy and the schemas');
 
--- migrator: owns the database and makes the roles; no superuser, so that a migration cannot reach past both.
-select 'create role migrator login createrole'
-where not exists (select from pg_roles where rolname = 'migrator') \gexec
+-- How many connections a login may have: together fewer than PostgreSQL's 100, so that none can keep the others out.
+-- Change it with `alter role … connection limit`.
+create temporary table logins (login, joins, password, connections) as
+values
+    ('migrator', null, :'migrator_password', 8),
+    ('loader_user', 'loader', :'loader_user_password', 30),
+    ('transformer_user', 'transformer', :'transformer_user_password', 20),
+    ('analyst_user', 'analyst', :'analyst_user_password', 20),
+    ('privacy_officer_user', 'privacy_officer', :'privacy_officer_user_password', 5),
+    ('monitor_user', 'monitor', :'monitor_user_password', 5),
+    ('retention_user', 'retention', :'retention_user_password', 2);
 
--- Not a superuser, as on RDS: whoever gives to a role, or acts as it, has to be a member of it.
+create temporary table done (what) as select null::text limit 0;
+
+-- Roles belong to the whole server, and their names are common words.
+create temporary table strangers as
+select found.rolname, concat_ws(
+    ', ',
+    case when rolsuper then 'is a superuser' end,
+    case when rolcreaterole then 'may create roles' end,
+    case when rolcreatedb then 'may create databases' end,
+    case when rolreplication then 'may replicate' end,
+    case when rolbypassrls then 'bypasses row security' end,
+    case when rolcanlogin and found.rolname not in (select login from logins) and :'citus' = '' then 'can log in' end,
+    (
+        select 'has the members ' || string_agg(member::regrole::text, ' ')
+        from pg_auth_members
+        where roleid = found.oid and member::regrole::text not in (select login from logins union select role from roles)
+            and member::regrole::text <> current_user
+    ),
+    (
+        select 'is a member of ' || string_agg(roleid::regrole::text, ' ')
+        from pg_auth_members
+        where member = found.oid and roleid::regrole::text not in (select role from roles)
+    )
+) as found
+from pg_roles as found
+where found.rolname in (select role from roles union select login from logins)
+    and coalesce(shobj_description(found.oid, 'pg_authid'), '') not like 'masked-logins: %';
+
+select count(*) > 0 and :'adopt' = '' as refused,
+    string_agg(rolname || ' (' || found || ')', '; ') as strangers
+from strangers where found <> '' \gset
+\if :refused
+    \warn 'These roles were here before, and not made for this pipeline:' :strangers
+    \warn 'Nothing was changed. Rename or drop them, or set ADOPT_ROLES=1 to use them as they are.'
+    -- an error is the only way for psql to end with a status of its own
+    do $$ begin raise exception 'roles that were here before are not used without ADOPT_ROLES=1'; end $$;
+\endif
+
+insert into done select 'role ' || role from roles
+where role <> 'migrator' and role not in (select rolname from pg_roles);
+
+select format('create role %I nologin', role) from roles
+where role <> 'migrator' and role not in (select rolname from pg_roles) \gexec
+
+-- No superuser, and may create no role: on PostgreSQL 15, who may can become the server's own user.
+insert into done select 'login migrator' where not exists (select from pg_roles where rolname = 'migrator');
+select format('create role migrator login connection limit %s', connections) from logins
+where login = 'migrator' and not exists (select from pg_roles where rolname = 'migrator') \gexec
+
+insert into done select format('login %s, in role %s', login, joins) from logins
+where joins is not null and password <> '' and login not in (select rolname from pg_roles);
+
+select format('create role %I login connection limit %s', login, connections) from logins
+where joins is not null and password <> '' and login not in (select rolname from pg_roles) \gexec
+
+select format('comment on role %I is %L', role, comment) from roles \gexec
+select format('comment on role %I is %L', login, 'masked-logins: a login in the role ' || joins) from logins
+where joins is not null and login in (select rolname from pg_roles) \gexec
+
+-- Memberships, also those that a restore has lost.
+select format('grant %I to %I', joins, login) from logins
+where joins is not null and login in (select rolname from pg_roles) \gexec
+grant masker, pipeline_owner to migrator;
+grant analyst to pipeline_owner;
+
+-- Not a superuser, as on RDS: whoever makes a database for somebody has to be a member of them.
 select format('grant migrator to %I', current_user) from pg_roles
 where rolname = current_user and not rolsuper \gexec
 
-select 'create database logins owner migrator encoding ''UTF8'' template template0'
-where not exists (select from pg_database where datname = 'logins') \gexec
-
--- Made as migrator: from PostgreSQL 16 on, whoever makes a role may manage it.
-set role migrator;
-
 -- Nodes of Citus connect to one another as the role that a query runs as. So these log in there, without a password,
 -- which pg_hba.conf is to allow between nodes alone; and they are there before a node joins.
-create temporary table query_roles as
-select role from unnest(array['transformer', 'masker', 'pipeline_owner']) as role where :'citus' <> '';
+select format('alter role %I login', role) from unnest(array['transformer', 'masker', 'pipeline_owner']) as role
+where :'citus' <> '' \gexec
 
-select format('create role %I nologin', role)
-from (select joins as role from logins union select role from query_roles) as roles
-where role is not null and not exists (select from pg_roles where rolname = role) \gexec
+-- A query of an analyst's that runs away ends; so does a session that holds up the clean-up of old rows.
+select format('alter role %I set %s = %L', login, name, value)
+from (
+    values ('statement_timeout', '15min'), ('idle_in_transaction_session_timeout', '15min'), ('temp_file_limit', '8GB')
+) as settings (name, value)
+cross join logins
+inner join pg_roles on pg_roles.rolname = login
+where login in ('analyst_user', 'privacy_officer_user', 'monitor_user') and rolconfig is null
+    and has_parameter_privilege(name, 'set') \gexec
 
-select format('alter role %I login', role) from query_roles \gexec
+select format('alter role %I password %L', login, password) from logins
+where password <> '' and login in (select rolname from pg_roles) \gexec
 
-select format('grant %I to migrator', role) from query_roles where role <> 'transformer' \gexec
+insert into done select format('database %s, owner migrator', :'database')
+where not exists (select from pg_database where datname = :'database');
 
-select format('create role %I login in role %I', login, joins) from logins
-where joins is not null and password <> '' and not exists (select from pg_roles where rolname = login) \gexec
+select format('create database %I owner migrator encoding ''UTF8'' template template0', :'database')
+where not exists (select from pg_database where datname = :'database') \gexec
 
-reset role;
+select coalesce('Created: ' || string_agg(what, '; ') || '.', 'Everything was there already; memberships are repaired.')
+from done;
 
-select format('alter role %I password %L', login, password) from logins where password <> '' \gexec
+-- What nobody here needs, and what lets one login stop the others: connecting to databases that are nobody's, advisory
+-- locks (migrator's tool and the loads take some), large objects. Only a superuser can take that away.
+select rolsuper as is_superuser from pg_roles where rolname = current_user \gset
+\if :is_superuser
+    revoke connect, temporary on database postgres, template1 from public;
+    \connect :"database"
+    \set QUIET on
+    select format('revoke execute on function %s from public', oid::regprocedure) from pg_proc
+    where pronamespace = 'pg_catalog'::regnamespace and proname ~ '^(pg_(try_)?advisory|lo_|lowrite|loread)' \gexec
+    select format('grant execute on function %s to migrator, pipeline_owner', oid::regprocedure) from pg_proc
+    where pronamespace = 'pg_catalog'::regnamespace and proname ~ '^pg_(try_)?advisory' \gexec
+\else
+    \echo 'Not a superuser: advisory locks, large objects and the database postgres stay open to every login (PRIVACY.md).'
+\endif

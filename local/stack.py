@@ -280,10 +280,10 @@ class Stack:
         """Let bootstrap.sql make the database and the logins, with this stack's passwords."""
         passwords = {f"{login.upper()}_PASSWORD": self._state()["passwords"][login] for login in LOGINS}
         result = subprocess.run(
-            [self._programs() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", BOOTSTRAP],
+            [self._programs() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", "postgres", "-f", BOOTSTRAP],
             capture_output=True,
             text=True,
-            env={"PATH": os.defpath} | self.environment(SUPERUSER, "postgres") | passwords,
+            env={"PATH": os.defpath} | self.environment(SUPERUSER) | passwords,
         )
         if result.returncode:
             raise StackError(f"{BOOTSTRAP.name} failed: {result.stderr.strip()} (`make clean` starts afresh.)")

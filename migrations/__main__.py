@@ -1,8 +1,9 @@
-"""Brings the database named by PG* up to date: the SQL files here, then the boundary view out of the dbt project.
+"""Brings the database named by PG* up to date: tables (*.sql), functions (routines/), then the boundary (dbt_project/).
 
-With CITUS set, it is spread over the workers of a Citus cluster first, and stays so (0014_citus.sql).
+With CITUS set, raw is spread over the workers of a Citus cluster first, and stays so (routines/citus.sql).
 """
 
+import hashlib
 import io
 import os
 import subprocess
@@ -17,6 +18,51 @@ from loader.land import first_line
 
 ROOT = Path(__file__).resolve().parent.parent
 DBT_PROJECT = ROOT / "dbt_project"
+
+ROLES = (
+    *("loader", "transformer", "analyst", "privacy_officer", "monitor", "retention"),
+    *("masker", "pipeline_owner"),
+)
+
+# bootstrap.sql says in a comment which roles it has made, or been told to use.
+FOREIGN_ROLES = """
+    select role from unnest(%s) as role
+    where not exists (
+        select from pg_roles where rolname = role and shobj_description(oid, 'pg_authid') like 'masked-logins: %%'
+    )
+"""
+
+OLD_DATABASE = (
+    "The database {database} was made by an earlier set of migrations, which this one replaces. Migrate a new database, "
+    "copy raw.sqs_messages, raw.loads, raw.purges, masking.keys and the tables of privacy into it with pg_dump "
+    "--data-only, set raw.load_id_seq, and build: deploy/README.md, Move data from an earlier version."
+)
+
+# What the database has of routines/: functions and triggers with their owners, settings and grants. An md5 for each
+# would do to compare, and one for all is shorter.
+IN_DATABASE = """
+    select md5(string_agg(entry, ' ' order by entry)) from (
+        select concat_ws(
+            ' ', oid::regprocedure, proowner::regrole, prosecdef, provolatile, proparallel, proconfig,
+            case when proname = 'carried_over' then null else proacl::text end, md5(prosrc), md5(pg_get_functiondef(oid))
+        )
+        from pg_proc
+        where pronamespace::regnamespace::text in ('raw', 'masking', 'privacy', 'analytics')
+            and proname not like 'read\\_%'
+        union all
+        select concat(pg_get_triggerdef(oid), tgenabled) from pg_trigger
+        where tgrelid::regclass::text in ('raw.sqs_messages', 'raw.loads', 'privacy.audit') and not tgisinternal
+    ) as entries (entry)
+"""
+
+# A function that no file has any more.
+LEFT_OVER = """
+    select oid::regprocedure::text, proowner::regrole::text from pg_proc
+    where
+        pronamespace::regnamespace::text in ('raw', 'masking', 'privacy', 'analytics')
+        and proowner in ('pipeline_owner'::regrole, 'masker'::regrole)
+        and xmin <> pg_current_xact_id()::xid and proname not like 'read\\_%'
+"""
 
 # On a worker, by masker. Citus takes functions there with their grants; that PUBLIC may not execute them is no grant.
 CLOSE = """
@@ -53,9 +99,10 @@ def main() -> None:
     """Exits with 0 when up to date, 3 without a database, 4 where it may not or cannot, 5 when a step failed."""
     url = database_url()
     apply_migrations(url)
+    apply_routines()
     distribute()
     deploy_boundary()
-    print("The database is up to date: migrations applied, boundary deployed.")
+    print("The database is up to date: migrations and routines applied, boundary deployed.")
 
 
 def database_url() -> str:
@@ -67,9 +114,16 @@ def database_url() -> str:
     with connection.cursor() as cursor:
         cursor.execute(
             "select current_setting('server_version_num')::integer, current_setting('server_encoding'),"
-            " has_database_privilege(current_database(), 'create')"
+            " has_database_privilege(current_database(), 'create'),"
+            " exists (select from pg_class where relname = 'applied' and relnamespace = to_regnamespace('migrations'))"
         )
-        version, encoding, may_create = cursor.fetchone()
+        version, encoding, may_create, is_migrated = cursor.fetchone()
+        if may_create and is_migrated:
+            cursor.execute("select exists (select from migrations.applied where version >= '0005')")
+            if cursor.fetchone() == (True,):
+                fail(5, OLD_DATABASE.format(database=connection.info.dbname))
+        cursor.execute(FOREIGN_ROLES, (list(ROLES),))
+        foreign = [role for (role,) in cursor.fetchall()]
     info = connection.info
     if version < 150000:
         fail(4, f"PostgreSQL 15 or newer is needed; this is {version // 10000}.")
@@ -77,6 +131,8 @@ def database_url() -> str:
         fail(4, f"The database {info.dbname} is encoded in {encoding}; create it with encoding 'UTF8'.")
     if not may_create:
         fail(4, f"{info.user} may not create schemas in {info.dbname}: migrate as migrator (deploy/bootstrap.sql).")
+    if foreign:
+        fail(4, f"deploy/bootstrap.sql has not made these roles: {', '.join(foreign)}. Run it as superuser first.")
     login = f"{quote(info.user, safe='')}:{quote(info.password, safe='')}"
     sslmode = os.environ.get("PGSSLMODE", "prefer")
     if sslmode in ("allow", "prefer"):
@@ -94,6 +150,37 @@ def apply_migrations(url: str) -> None:
     # the URL holds the password, so it goes by the environment and not by the command line
     if subprocess.run(dbmate, env={**os.environ, "DATABASE_URL": url}).returncode:
         fail(5, "A migration failed and was rolled back; the database's reason is above.")
+
+
+def apply_routines() -> None:
+    """Makes functions, triggers and their grants what routines/ says, in one transaction, where they are not already."""
+    files = sorted((ROOT / "migrations" / "routines").glob("*.sql"))
+    wanted = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    with closing(psycopg2.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("set lock_timeout = '60s'")  # for a trigger, of the loads under way
+        cursor.execute("create table if not exists migrations.routines (files text, server text, in_database text)")
+        cursor.execute(IN_DATABASE)
+        [found] = cursor.fetchone()
+        as_applied = (wanted, str(connection.server_version), found)
+        cursor.execute("select files, server, in_database from migrations.routines")
+        if cursor.fetchone() == as_applied:
+            return
+        try:
+            for file in files:
+                cursor.execute(file.read_text())
+                cursor.execute("reset role")
+            cursor.execute(LEFT_OVER)
+            for routine, owner in cursor.fetchall():
+                cursor.execute(f"set local role {owner}; drop function {routine}; reset role")
+        except psycopg2.Error as error:
+            fail(5, f"{file.relative_to(ROOT)} could not be applied and was rolled back: {error.diag.message_primary}.")
+        cursor.execute(IN_DATABASE)
+        [found] = cursor.fetchone()
+        cursor.execute("delete from migrations.routines")
+        cursor.execute(
+            "insert into migrations.routines values (%s, %s, %s)", (wanted, connection.server_version, found)
+        )
+        connection.commit()
 
 
 def distribute() -> None:

@@ -140,13 +140,16 @@ def forget(user_id: str, reason: str) -> None:
     if not user_id.strip():
         raise click.UsageError("Give --user-id (make forget USER_ID=… REASON=…).")
     with _transaction() as cursor:
-        cursor.execute("select removed_from, removed from privacy.forget_user(%s, %s)", (user_id, reason))
-        removed = cursor.fetchall()
-    if not any(count for _, count in removed):
+        cursor.execute("select * from privacy.forget_user(%s, %s)", (user_id, reason))
+        from_raw, from_originals, from_analytics, not_looked_into = cursor.fetchone()
+    if not (from_raw or from_originals or from_analytics):
         click.echo("There is nothing of this user.")
-        return
-    for table, count in removed:
-        click.echo(f"{table}: {count:,} removed" + " by dbt's next run" * table.startswith("analytics"))
+    else:
+        click.echo(f"raw.sqs_messages: {from_raw:,} removed")
+        click.echo(f"privacy.originals: {from_originals:,} removed")
+        click.echo(f"analytics.user_logins: {from_analytics:,} removed by dbt's next run")
+    if not_looked_into:
+        click.echo(f"Not looked into, because they are encoded or compressed: {not_looked_into:,} rejected messages in raw.")
 
 
 @main.command()

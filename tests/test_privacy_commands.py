@@ -10,7 +10,6 @@ from tests.officer import as_superuser, privacy
 
 AS_MIGRATOR = "Run it as migrator."
 AS_OFFICER = "Run it as privacy_officer_user."
-MIGRATE = "Run `make migrate` as migrator."
 FORGET = ["forget", "--user-id", "u1", "--reason", "case 1234"]
 OFFICER = "privacy_officer_user"
 
@@ -41,7 +40,7 @@ ENDINGS = {
     "no-database": (["close-rotation"], "migrator", {"PGPORT": "1"}, 3, "No database: connection to", "Check PGHOST"),
     "not-migrator": (["rotate-key"], OFFICER, {}, 4, "Not permitted: permission denied to set role", AS_MIGRATOR),
     "no-officer": (["purge"], "loader_user", {}, 4, "Not permitted: permission denied for schema", AS_OFFICER),
-    "no-schema": (["close-rotation"], "migrator", {"PGDATABASE": "postgres"}, 5, "The database is not migr", MIGRATE),
+    "elsewhere": (["close-rotation"], "migrator", {"PGDATABASE": "postgres"}, 3, "No database: connection", "Check PG"),
     "not-built": (FORGET, OFFICER, {}, 5, "dbt has not built analytics: relation", "`make build` as transformer_user."),
 }
 

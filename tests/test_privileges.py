@@ -11,6 +11,8 @@ LOGINS = ("loader_user", "transformer_user", "analyst_user", "privacy_officer_us
 READERS = ("transformer_user", "analyst_user", "privacy_officer_user")
 LOGIN = '{"user_id":"u","app_version":"1.0","device_type":"ios","ip":"192.0.2.1","locale":null,"device_id":"d"}'
 
+MESSAGE = "(message_id, queue, body, load_id) select 'x', 'q', 'b', raw.current_load_id()"
+
 # statement, who may run it (everybody else is refused)
 MATRIX = [
     # raw
@@ -24,9 +26,8 @@ MATRIX = [
     ("select raw.safe_load_id()", ("transformer_user",)),
     ("select raw.is_distributed()", ("transformer_user",)),
     ("select raw.distribute()", ()),
-    ("insert into raw.sqs_messages (message_id, queue, body) values ('x', 'q', 'b')", ("loader_user",)),
-    ("insert into raw.sqs_messages (message_id, queue, body, loaded_at) values ('x', 'q', 'b', now())", ()),
-    ("insert into raw.sqs_messages (message_id, queue, body) values ('x', 'q', 'b') returning body", ()),
+    (f"insert into raw.sqs_messages {MESSAGE}", ("loader_user",)),
+    (f"insert into raw.sqs_messages {MESSAGE} returning body", ()),
     ("insert into raw.loads (received, landed, duplicates) values (1, 1, 0)", ("loader_user",)),
     ("insert into raw.loads (loaded_by, received, landed, duplicates) values ('me', 1, 1, 0)", ()),
     ("update raw.sqs_messages set body = ''", ()),
@@ -43,7 +44,11 @@ MATRIX = [
     ("select count(*) from masking.base_sqs__logins", ()),
     ("select * from masking.stg_sqs__logins", ("transformer_user",)),
     ("select * from masking.stg_sqs__mask_consistency", ("transformer_user",)),
-    ("select masking.canonical_ip('192.0.2.1')", ("transformer_user",)),
+    ("select masking.canonical_address('192.0.2.1')", ("transformer_user",)),
+    ("select masking.ensure_keys('{ip}')", ()),
+    ("select masking.kinds()", ()),
+    ("select * from masking.base_sqs__masked_values", ()),
+    ("select * from masking.base_sqs__subjects", ()),
     ("select masking.masked('ip', '192.0.2.1', 1)", ()),
     ("create or replace view masking.stg_sqs__logins as select 1 as message_id", ()),
     ("alter view masking.stg_sqs__logins reset (security_barrier)", ()),
@@ -75,8 +80,9 @@ MATRIX = [
     ("select privacy.purge(28)", ("privacy_officer_user",)),
     ("select privacy.seal_originals()", ("transformer_user",)),
     ("select privacy.erase_returned()", ("transformer_user",)),
-    ("select privacy.published_to()", ("privacy_officer_user",)),
-    ("select privacy.published_of('u')", ("privacy_officer_user",)),
+    ("select privacy.bury('{m0}', 1)", ()),
+    ("select privacy.record('x')", ()),
+    ("select privacy.require_plain_tables()", ()),
     ("select privacy.seal_with('')", ()),
     ("select privacy.require_two_persons(false)", ()),
     # the database and the server

@@ -1,6 +1,6 @@
 {#
   What dbt does otherwise where raw is spread over the workers of a Citus cluster; the reasons are in
-  migrations/0014_citus.sql. Elsewhere the first macro says no, and nothing here is used.
+  migrations/routines/citus.sql. Elsewhere the first macro says no, and nothing here is used.
 #}
 {% macro is_distributed() -%}
     {{ return(

@@ -1,5 +1,5 @@
 {# The token of a canonical value: the same value gives the same token, and nothing leads back. Null stays null.
-   Keys apply in order, each to the token of the one before (migrations/0007_key_rotation.sql). #}
+   Keys apply in order, each to the token of the one before (migrations/0003_masking.sql). #}
 {% macro mask(canonical_value, kind) -%}
     {%- if is_distributed() -%}
         {{ return("masking.masked('" ~ kind ~ "', " ~ canonical_value ~ ", " ~ mask_key_version() ~ ")") }}
@@ -31,4 +31,12 @@
 {% macro mask_key_version() -%}
     {%- if not execute -%}{{ return(1) }}{%- endif -%}
     {{ return(run_query("select masking.key_version()").columns[0].values()[0] | int) }}
+{%- endmacro %}
+
+
+{# Before the boundary is deployed, and by its owner alone: a declared kind without a key gets one. #}
+{% macro make_missing_keys() -%}
+    {%- if execute and target.name == 'boundary' -%}
+        select masking.ensure_keys(array['ip', 'device_id'])
+    {%- endif -%}
 {%- endmacro %}

@@ -11,7 +11,7 @@
         {%- endif %}
         when jsonb_typeof({{ event }} -> '{{ field }}') not in ('string', 'null') then '{{ field }}_not_text'
         {%- if field != 'locale' %}
-        when masking.canonical_text({{ event }} ->> '{{ field }}') = '' then 'missing_{{ field }}'
+        when masking.canonical_text({{ event }} ->> '{{ field }}') is null then 'missing_{{ field }}'
         {%- endif %}
         {%- if field in longest %}
         when length({{ event }} ->> '{{ field }}') > {{ longest[field] }} then '{{ field }}_too_long'

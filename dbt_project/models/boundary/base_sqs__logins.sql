@@ -22,7 +22,7 @@ select
     case when verdict.reason is null then parsed.event ->> 'user_id' end as user_id,
     case when verdict.reason is null then parsed.event ->> 'device_type' end as device_type,
     case
-        when verdict.reason is null and masking.canonical_text(parsed.event ->> 'locale') <> ''
+        when verdict.reason is null and masking.canonical_text(parsed.event ->> 'locale') is not null
             then parsed.event ->> 'locale'
     end as locale,
     case when verdict.reason is null then {{ pack_app_version("(parsed.event ->> 'app_version')") }} end as app_version,
@@ -39,8 +39,8 @@ from {{ source('raw', 'sqs_messages') }} as messages
 cross join lateral unnest(array[masking.parse_json(messages.body)]) as parsed (event)
 cross join lateral unnest(array[{{ rejection_reason('parsed.event', 'messages.sent_at') }}]) as verdict (reason)
 cross join lateral unnest(
-    array[case when verdict.reason is null then masking.canonical_ip(parsed.event ->> 'ip') end]
+    array[case when verdict.reason is null then masking.canonical_address(parsed.event ->> 'ip') end]
 ) as plain_ip (ip)
 cross join lateral unnest(
-    array[case when verdict.reason is null then masking.canonical_device_id(parsed.event ->> 'device_id') end]
+    array[case when verdict.reason is null then masking.canonical_identifier(parsed.event ->> 'device_id') end]
 ) as plain_device_id (device_id)

@@ -1,5 +1,5 @@
 -- One row per landed message, accepted or rejected, already masked: the state that every other model starts from.
--- The originals of new tokens are sealed in the same transaction (migrations/0008_recovery.sql).
+-- The originals of new tokens are sealed in the same transaction (migrations/routines/recovery.sql).
 {{ config(
     indexes=[{'columns': ['load_id']}, {'columns': ['is_accepted', 'load_id']}],
     post_hook='select privacy.seal_originals()'

@@ -1,10 +1,14 @@
 -- migrate:up
--- Schemas and their owners; what PostgreSQL opens to everybody is closed here, before there is anything to see.
+-- Schemas and their owners; what PostgreSQL opens to everybody is closed before there is anything to see. The roles
+-- belong to the whole server, and deploy/bootstrap.sql makes them.
 
 do $$
 begin
     execute format('revoke all on database %I from public', current_database());
-    execute format('grant connect on database %I to loader, transformer, analyst, privacy_officer', current_database());
+    execute format(
+        'grant connect on database %I to loader, transformer, analyst, privacy_officer, monitor, retention, masker, pipeline_owner',
+        current_database()
+    );
     -- temporary: the loader copies into such a table, dbt builds increments in one and drafts of views as such views
     execute format('grant temporary on database %I to loader, transformer, masker', current_database());
 end $$;
@@ -28,11 +32,22 @@ begin
     end if;
 end $$;
 
--- PUBLIC may execute every new function until told otherwise, for each role that makes functions.
+grant usage on schema extensions to masker, pipeline_owner;
+
 set local role pipeline_owner;
 alter default privileges revoke execute on functions from public;
+
+-- loader lands, masker reads what landed, transformer sees ids and counts.
+grant usage on schema raw to loader, masker, transformer;
+-- transformer builds; the others read what is built.
+grant usage, create on schema staging, analytics to transformer;
+grant usage on schema analytics to analyst, privacy_officer, monitor, masker;
+grant usage on schema privacy to masker, transformer, privacy_officer, retention;
+
 set local role masker;
 alter default privileges revoke execute on functions from public;
+grant usage on schema masking to transformer, pipeline_owner;
+
 reset role;
 
 -- migrate:down

@@ -1,0 +1,210 @@
+-- Erasure (GDPR, article 17): a person's messages leave raw, the sealed originals and, with dbt's next run, staging and
+-- analytics. What stays is that a message was erased, so that counts still add up and the queue cannot bring it back.
+
+set local role pipeline_owner;
+
+-- A message that comes back is erased in the statement that lands it, and counts as landed and erased. Redelivered, it
+-- has its old id. Redriven from a dead-letter queue it has a new id and the same body; but so has the login of somebody
+-- who returns later, so a body stays barred only as long as SQS can hold it: two weeks in each queue.
+create or replace function privacy.erase_again() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if exists (select from privacy.erased_messages) then
+        with known as (
+            select landed.message_id, landed.load_id, erased.body_mac, erased.erased_at, erased.erasure
+            from landed inner join privacy.erased_messages as erased on landed.message_id = erased.message_id
+            union all
+            select landed.message_id, landed.load_id, erased.body_mac, erased.erased_at, erased.erasure
+            from landed inner join privacy.erased_messages as erased
+                on masking.token(landed.body, (select key from privacy.tombstone_key)) = erased.body_mac
+            where erased.erased_at > now() - interval '28 days'
+        ),
+        erased_again as (
+            insert into privacy.erased_messages (message_id, load_id, body_mac, erased_at, erasure)
+            select distinct on (message_id, load_id) * from known
+            order by message_id, load_id, erased_at desc
+            returning message_id
+        )
+        delete from raw.sqs_messages where message_id in (select message_id from erased_again);
+    end if;
+    return null;
+end $$;
+
+do $$
+begin
+    if not raw.is_distributed() then  -- there, dbt's next run does it: erase_returned() in citus.sql
+        create or replace trigger erase_again after insert on raw.sqs_messages
+        referencing new table as landed for each statement execute function privacy.erase_again();
+    end if;
+end $$;
+
+-- transformer owns what dbt publishes, and might put in its place what runs a function of transformer's, or what has
+-- equal mean something else: a view, a policy, an index over an expression, a type, a collation or a column of its own
+-- making. So functions with more rights read plain tables of PostgreSQL's own, under a lock, or nothing.
+create or replace function privacy.require_plain_tables() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    tables constant regclass[] := '{analytics.user_logins, analytics.rejected_messages}';
+begin
+    lock table only analytics.user_logins, only analytics.rejected_messages in access share mode;  -- they stay so
+    if exists (
+        select from pg_class
+        where oid = any(tables) and (relkind <> 'r' or relhassubclass or relispartition or relrowsecurity or relhasrules)
+        union all
+        select from pg_inherits where inhrelid = any(tables) or inhparent = any(tables)
+        union all
+        select from pg_attribute
+        inner join pg_type on pg_type.oid = atttypid
+        left join pg_collation on pg_collation.oid = attcollation
+        where
+            attrelid = any(tables) and attnum > 0
+            and (
+                typnamespace <> 'pg_catalog'::regnamespace or attgenerated <> ''
+                or collnamespace <> 'pg_catalog'::regnamespace or not collisdeterministic
+            )
+        union all
+        select from pg_index where indrelid = any(tables) and (indexprs is not null or indpred is not null)
+        union all
+        select from pg_constraint where conrelid = any(tables) and contype = 'c'
+        union all
+        select from pg_statistic_ext where stxrelid = any(tables) and stxexprs is not null
+    ) then
+        raise exception 'analytics.user_logins and rejected_messages are not as dbt makes them'
+        using hint = 'Somebody changed them; `make attest` says how. dbt makes them anew: dbt run --full-refresh.';
+    end if;
+end $$;
+
+-- A regular expression for a text as JSON may write it: each character as itself or escaped, and escaped as often as
+-- the message that has it was quoted in another.
+create or replace function privacy.as_json_writes(value text) returns text
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
+declare
+    pattern text := '';
+    letter text;
+    digits text;
+begin
+    foreach letter in array string_to_array(value, null) loop
+        if ascii(letter) < 65536 then
+            digits := lpad(to_hex(ascii(letter)), 4, '0');
+        else  -- in two halves
+            digits := to_hex(55232 + (ascii(letter) >> 10)) || '\\+u' || to_hex(56320 + (ascii(letter) & 1023));
+        end if;
+        -- (of digits that are written in mixed case, nobody has heard)
+        pattern := pattern || format(
+            '(?:\\*%s|\\+u(?:%s|%s))',
+            regexp_replace(letter, '([^[:alnum:]])', '\\\1'), digits, replace(upper(digits), 'U', 'u')
+        );
+    end loop;
+    return pattern;
+end $$;
+
+-- For a text that is no accepted message: a regular expression that finds the person in it, as a string or number of
+-- its own under whatever key, however deep, in an envelope or in JSON that is itself a string. Blanks around do not
+-- count.
+create or replace function privacy.naming(person text) returns text
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+return format(
+    case when person ~ '^[0-9.eE+-]+$' then '%1$s%2$s%3$s%2$s%1$s|[:,[]\s*%3$s\s*[],}]' else '%1$s%2$s%3$s%2$s%1$s' end,
+    privacy.as_json_writes('"'), '(?:\s|\\+[nrtbf]|\\+u00(?:20|09|0[aAdD]))*', privacy.as_json_writes(person)
+);
+
+-- For a privacy officer, by `make forget`. What to remove from raw, raw itself says: accepted messages by their declared
+-- user, the others as text. Only of messages that raw no longer has, what dbt published is believed. Everything that
+-- removes anything is in this one function, which puts itself on record.
+create or replace function privacy.forget_user(
+    user_id text,
+    reason text,
+    out from_raw bigint,  -- messages
+    out from_originals bigint,  -- sealed values that nobody else has
+    out from_analytics bigint,  -- messages that dbt's next run removes
+    out not_looked_into bigint  -- messages that are encoded or compressed
+)
+language plpgsql security definer set search_path = pg_catalog, pg_temp set row_security = off as $$
+declare
+    blanks constant text := E' \t\n\r\x0B\f';
+    person constant text := btrim(user_id, blanks);
+    theirs text[];
+    tokens text[];
+    published_ids text[];
+    published_loads bigint[];
+    still_in_raw text[];
+    of_others text[];
+    on_record bigint;
+begin
+    perform privacy.require_plain_tables();
+    if person = '' is not false then
+        raise exception 'a user_id is needed';
+    end if;
+    if length(btrim(reason)) < 10 is not false or strpos(reason, person) > 0 then
+        raise exception 'a reason is needed that somebody else will understand and that does not name the person';
+    end if;
+    perform from privacy.settings for update;  -- whoever is sealing has finished
+
+    -- By EXECUTE: a plan that is kept may have the person in it, or be one that Citus cannot spread over its workers.
+    execute $query$
+        select
+            coalesce(
+                array_agg(message_id) filter (
+                    where case when is_accepted then btrim(subject, $3) = $1 else body ~ $2 end
+                ), '{}'
+            ),
+            count(*) filter (where not is_accepted and body ~ '^[A-Za-z0-9+/_=\s-]{24,}$')
+        from masking.base_sqs__subjects
+    $query$ into theirs, not_looked_into using person, privacy.naming(person), blanks;
+
+    execute $query$
+        select coalesce(array_agg(message_id), '{}'), coalesce(array_agg(load_id), '{}')
+        from only analytics.user_logins where btrim(user_id, $2) = $1
+    $query$ into published_ids, published_loads using person, blanks;
+    execute 'select coalesce(array_agg(message_id), ''{}'') from raw.sqs_messages where message_id = any($1)'
+    into still_in_raw using published_ids;
+    select coalesce(array_agg(message_id), '{}'), coalesce(array_agg(load_id), '{}')
+    into published_ids, published_loads
+    from unnest(published_ids, published_loads) as published (message_id, load_id)
+    where message_id <> all(still_in_raw);
+
+    -- the originals that nobody else has
+    execute 'select coalesce(array_agg(token), ''{}'') from masking.base_sqs__masked_values where message_id = any($1)'
+    into tokens using theirs;
+    execute $query$
+        select $2 || coalesce(array_agg(masked_ip::text) || array_agg(masked_device_id::text), '{}')
+        from only analytics.user_logins where message_id = any($1)
+    $query$ into tokens using published_ids, tokens;
+    execute $query$
+        select coalesce(array_agg(token), '{}') from masking.base_sqs__masked_values
+        where token = any($1) and message_id <> all($2)
+    $query$ into of_others using tokens, theirs;
+    execute $query$
+        select $3 || coalesce(array_agg(masked_ip::text) || array_agg(masked_device_id::text), '{}')
+        from only analytics.user_logins
+        where btrim(user_id, $4) <> $2 and (masked_ip = any($1) or masked_device_id = any($1))
+    $query$ into of_others using tokens, person, of_others, blanks;
+
+    on_record := privacy.record('person erased', reason => reason, removed => cardinality(theirs));
+    perform privacy.bury(theirs, on_record);
+    insert into privacy.erased_messages (message_id, load_id, erasure)
+    select message_id, load_id, on_record
+    from unnest(published_ids, published_loads) as published (message_id, load_id)
+    on conflict do nothing;  -- what dbt has not removed since an earlier erasure
+    delete from privacy.originals where token = any(tokens) and token <> all(of_others);
+    get diagnostics from_originals = row_count;
+    from_raw := cardinality(theirs);
+    from_analytics := cardinality(published_ids) + cardinality(still_in_raw);
+end $$;
+grant execute on function privacy.forget_user(text, text) to privacy_officer;
+
+-- Removes messages from raw and leaves their tombstones. One at a time: on Citus, raw is spread and tombstones are not.
+create or replace function privacy.bury(message_ids text[], erasure bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    message record;
+begin
+    for message in execute format(
+        'select message_id, load_id, body from raw.sqs_messages where message_id = any(%L)', message_ids
+    ) loop
+        insert into privacy.erased_messages (message_id, load_id, body_mac, erasure)
+        select message.message_id, message.load_id, masking.token(message.body, key), bury.erasure
+        from privacy.tombstone_key;
+    end loop;
+    execute 'delete from raw.sqs_messages where message_id = any($1)' using message_ids;
+end $$;

@@ -1,0 +1,126 @@
+-- Parsing a message, and the canonical forms of values. None of the functions knows a key, so that whoever may call
+-- them learns nothing. They are IMMUTABLE, or Citus would bring the messages to the coordinator to parse them there.
+
+set local role masker;
+
+-- Stops a query whose key is missing: hmac with a null key would be null, in silence.
+create or replace function masking.fail(message text) returns bytea
+language plpgsql stable parallel safe as $$
+begin
+    raise exception '%', message;
+end $$;
+
+create or replace function masking.token(value text, key bytea) returns text
+language sql stable parallel safe
+return encode(extensions.hmac(convert_to(value, 'UTF8'), key, 'sha256'), 'hex');
+
+-- The canonical forms that a kind of masked value can have. What has the same canonical form has the same token. Null
+-- for what is blank. They are frozen with the first key: a change would give old values new tokens.
+-- exact: as it is.
+create or replace function masking.canonical_exact(value text) returns text
+language sql immutable parallel safe
+return case when btrim(value, E' \t\n\r\x0B\f') <> '' then value end;
+
+-- text: blanks at both ends and ASCII case do not count. Collation C: the same in every database, now and later; \x0B
+-- and not \v, which is the letter v before PostgreSQL 16.
+create or replace function masking.canonical_text(value text) returns text
+language sql immutable parallel safe
+return nullif(lower(btrim(value, E' \t\n\r\x0B\f') collate "C"), '');
+
+-- identifier: as text, and a GUID is the same in braces.
+create or replace function masking.canonical_identifier(value text) returns text
+language sql immutable parallel safe
+return case
+    when masking.canonical_text(value) ~ '^\{[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\}$'
+        then substr(masking.canonical_text(value), 2, 36)
+    else masking.canonical_text(value)
+end;
+
+-- The address in what a gateway or an app may write around it: 192.0.2.1:443, [2001:db8::1]:443, fe80::1%eth0.
+create or replace function masking.bare_address(value text) returns text
+language sql immutable parallel safe
+return case
+    when value ~ '^[0-9.]*$' then value  -- nearly all are so
+    else regexp_replace(
+        regexp_replace(value, '^(?:\[([^][]*)\](?::[0-9]+)?|([0-9.]+):[0-9]+)((?:/[0-9]+)?)$', '\1\2\3'), '%[^/]*', ''
+    )
+end;
+
+-- An IPv4 address written as IPv6 (::ffff:192.0.2.1) is that IPv4 address.
+create or replace function masking.printed_address(address inet) returns text
+language sql immutable parallel safe
+return case
+    when host(address) like '::ffff:%.%' then substr(host(address), 8)
+    else host(address)
+end;
+
+-- How deep a JSON text is nested, whatever else is wrong with it; brackets inside strings do not count.
+create or replace function masking.json_depth(body text) returns bigint
+language sql immutable parallel safe
+set plan_cache_mode = force_generic_plan  -- a plan made for one call shows that call's values to debug_print_plan
+return (
+    select max(depth) from (
+        select sum(case when bracket in ('[', '{') then 1 else -1 end) over (order by position) as depth
+        from string_to_table(
+            regexp_replace(regexp_replace(body, '"(?:[^"\\]|\\.)*"', '', 'g'), '[^][{}]', '', 'g'), null
+        ) with ordinality as brackets (bracket, position)
+    ) as depths
+);
+
+-- parse_json: a text as jsonb, or null when it is not JSON that PostgreSQL can hold (\u0000, a lone surrogate, a
+-- number past numeric, deeper than 1,000 levels). Deep nesting would end the query with "stack depth limit exceeded",
+-- which pg_input_is_valid does not catch; 4 kB cannot be that deep, so only longer bodies are measured.
+-- canonical_address: an address as PostgreSQL prints it, other text after "raw:", so that no text can pass for one.
+-- Both need "is this valid?" without an error. Before PostgreSQL 16 that takes an exception block, and a function with
+-- one is PARALLEL UNSAFE and names the conditions: in a parallel CREATE TABLE AS it would fail for good values. Whoever
+-- has plans printed (debug_print_plan) sees the values in a plan made for one call; a generic plan has none.
+do $$
+begin
+    if current_setting('server_version_num')::integer >= 160000 then
+        create or replace function masking.parse_json(body text) returns jsonb
+        language plpgsql immutable parallel safe set plan_cache_mode = force_generic_plan as $f$
+        begin
+            return case
+                when octet_length(body) > 4096 and masking.json_depth(body) > 1000 then null
+                when pg_input_is_valid(body, 'jsonb') then body::jsonb
+            end;
+        end $f$;
+
+        create or replace function masking.canonical_address(value text) returns text
+        language plpgsql immutable parallel safe set plan_cache_mode = force_generic_plan as $f$
+        declare
+            bare constant text := masking.bare_address(masking.canonical_text(value));
+        begin
+            return case
+                when pg_input_is_valid(bare, 'inet') then masking.printed_address(bare::inet)
+                else 'raw:' || masking.canonical_text(value)
+            end;
+        end $f$;
+    else
+        create or replace function masking.parse_json(body text) returns jsonb
+        language plpgsql immutable parallel unsafe set plan_cache_mode = force_generic_plan as $f$
+        begin
+            if octet_length(body) > 4096 and masking.json_depth(body) > 1000 then
+                return null;
+            end if;
+            return body::jsonb;
+        exception
+            when data_exception or statement_too_complex then return null;
+        end $f$;
+
+        create or replace function masking.canonical_address(value text) returns text
+        language plpgsql immutable parallel unsafe set plan_cache_mode = force_generic_plan as $f$
+        begin
+            return masking.printed_address(masking.bare_address(masking.canonical_text(value))::inet);
+        exception
+            when data_exception then return 'raw:' || masking.canonical_text(value);
+        end $f$;
+    end if;
+end $$;
+
+-- A view's tables are read with its owner's rights, its functions run with the caller's.
+grant execute on function
+    masking.fail(text), masking.token(text, bytea), masking.canonical_exact(text), masking.canonical_text(text),
+    masking.canonical_identifier(text), masking.bare_address(text), masking.printed_address(inet),
+    masking.canonical_address(text), masking.json_depth(text), masking.parse_json(text)
+to transformer, pipeline_owner;

@@ -1,0 +1,190 @@
+-- Recovery: the original behind a token, for a privacy officer, on record. Originals are kept sealed with a public key
+-- whose private half never comes near the database: who steals the whole of it opens none of them. What is not on
+-- record before, in a transaction committed before, is not handed out: a caller's rollback cannot take it back.
+
+set local role pipeline_owner;
+
+create or replace function privacy.refuse_change() returns trigger
+language plpgsql as $$
+begin
+    raise exception 'privacy.audit is append-only';
+end $$;
+
+create or replace trigger append_only before update or delete or truncate on privacy.audit
+execute function privacy.refuse_change();
+
+-- The one way to write the audit. The server's log has a second copy, which no rollback takes back.
+create or replace function privacy.record(
+    action text,
+    about bigint default null,
+    token text default null,
+    reason text default null,
+    removed integer default null
+) returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    new_id bigint;
+begin
+    insert into privacy.audit (action, about, token, reason, removed)
+    values (action, about, token, reason, removed)
+    returning id into new_id;
+    raise log 'privacy.audit %: % by %, about %', new_id, action, session_user, about;
+    return new_id;
+end $$;
+
+create or replace function privacy.require_two_persons(required boolean) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    update privacy.settings set two_persons = required;
+    perform privacy.record(case when required then 'two persons required' else 'one person suffices' end);
+end $$;
+
+-- Seals what is new since the last time; dbt calls it in the transaction that makes the tokens (int_messages__masked),
+-- so that no token is without its original. Tells how many. Without a public key nothing is sealed, and nothing lost.
+create or replace function privacy.seal_originals() returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    public_key bytea := (select key from privacy.public_keys order by id desc limit 1);
+    last_sealed bigint;
+    last_load bigint;
+    boundary_version integer;
+    newly_sealed bigint;
+begin
+    if public_key is null then
+        return 0;
+    end if;
+    select sealed_to into strict last_sealed from privacy.settings for update;
+    select mask_key_version into boundary_version from masking.base_sqs__masked_values limit 1;
+    if boundary_version <> masking.key_version() then
+        raise exception 'a key rotation is under way: finish it with `make rotate-key`';
+    end if;
+    if raw.is_distributed() then  -- first, or somebody erased who has come back would be sealed again
+        perform privacy.erase_returned();
+        select returned_to into strict last_load from privacy.settings;
+    else
+        last_load := raw.safe_load_id() - 1;
+    end if;
+
+    with masked_values as materialized (
+        select distinct kind, token, mask_key_version, original
+        from masking.base_sqs__masked_values
+        where load_id > last_sealed and load_id <= last_load
+    ),
+    unsealed as materialized (  -- before the costly encryption
+        select * from masked_values
+        where not exists (
+            select from privacy.originals
+            where originals.kind = masked_values.kind and originals.token = masked_values.token
+        )
+    ),
+    newly as materialized (
+        select
+            kind, token, mask_key_version,
+            extensions.pgp_pub_encrypt(original, public_key, 'cipher-algo=aes256, compress-algo=0') as sealed
+        from unsealed
+    )
+    insert into privacy.originals (kind, token, key_version, sealed)
+    select kind, token, mask_key_version, sealed from newly;
+    get diagnostics newly_sealed = row_count;
+
+    update privacy.settings set sealed_to = last_load;
+    return newly_sealed;
+end $$;
+grant execute on function privacy.seal_originals() to transformer;
+
+-- For pipeline_owner. Tried out at once: pgcrypto encrypts to one RSA or ElGamal subkey and to nothing else. What is in
+-- raw is sealed at once too, so that a purge never removes an original that is not.
+create or replace function privacy.seal_with(public_key text) returns text
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    key bytea := extensions.dearmor(public_key);
+begin
+    if public_key not like '%-----BEGIN PGP PUBLIC KEY BLOCK-----%' or public_key like '%PRIVATE KEY%' then
+        raise exception 'not an armored OpenPGP public key';
+    end if;
+    perform extensions.pgp_pub_encrypt('', key);
+    insert into privacy.public_keys (key) values (key);
+    perform privacy.record('public key added', reason => 'key id ' || extensions.pgp_key_id(key));
+    perform privacy.seal_originals();
+    return extensions.pgp_key_id(key);
+end $$;
+
+create or replace function privacy.request_recovery(token text, reason text) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if token !~ '^[0-9a-f]{64}$' is not false then
+        raise exception 'not a token: 64 hexadecimal digits, as in masked_ip or masked_device_id';
+    end if;
+    if length(btrim(reason)) < 10 is not false then
+        raise exception 'a reason is needed that somebody else will understand';
+    end if;
+    return privacy.record('recovery requested', token => token, reason => reason);
+end $$;
+grant execute on function privacy.request_recovery(text, text) to privacy_officer;
+
+create or replace function privacy.approve_recovery(request bigint) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    requested privacy.audit;
+begin
+    select * into requested from privacy.audit where id = request and action = 'recovery requested';
+    if not found then
+        raise exception 'there is no recovery request %', request;
+    end if;
+    if requested.login = session_user then
+        raise exception 'request % needs the approval of another officer', request;
+    end if;
+    perform privacy.record('recovery approved', about => request, token => requested.token);
+end $$;
+grant execute on function privacy.approve_recovery(bigint) to privacy_officer;
+
+-- The sealed original, for the officer who asked, within an hour and once. A caller who rolls back could ask again, for
+-- the same token: request and approval are on record all the same. What is on record is what happened: a token with
+-- nothing behind it gives nothing away.
+create or replace function privacy.sealed_original(request bigint) returns table (kind text, sealed text)
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    requested privacy.audit;
+    tokens text[];
+begin
+    select * into requested from privacy.audit
+    where id = request and action = 'recovery requested' and login = session_user;
+    if not found then
+        raise exception 'there is no recovery request % of yours', request;
+    end if;
+    if requested.xid = pg_current_xact_id() then
+        raise exception 'commit the request first';
+    end if;
+    if requested.at < clock_timestamp() - interval '1 hour' and not (select two_persons from privacy.settings)
+        or exists (
+            select from privacy.audit
+            where about = request and action in ('original handed out', 'no original found')
+        )
+    then
+        raise exception 'request % is over: make a new one', request;
+    end if;
+    if (select two_persons from privacy.settings) and not exists (
+        select from privacy.audit
+        where
+            about = request and action = 'recovery approved' and login <> session_user
+            and xid <> pg_current_xact_id() and at > clock_timestamp() - interval '1 hour'
+    ) then
+        raise exception 'request % waits for the approval of another officer, which holds for an hour', request;
+    end if;
+
+    tokens := array(  -- the token may stem from a report older than the newest key
+        select masking.carried_over(kinds.kind, requested.token, version)
+        from masking.kinds() as kinds (kind), generate_series(1, masking.key_version()) as version
+    );
+    perform privacy.record(
+        case
+            when exists (select from privacy.originals where originals.token = any(tokens)) then 'original handed out'
+            else 'no original found'
+        end,
+        about => request, token => requested.token
+    );
+    return query
+    select originals.kind, extensions.armor(originals.sealed) from privacy.originals
+    where originals.token = any(tokens);
+end $$;
+grant execute on function privacy.sealed_original(bigint) to privacy_officer;

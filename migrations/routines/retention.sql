@@ -1,0 +1,53 @@
+-- Retention: old messages leave raw, once dbt has taken them. Their tokens and counts stay.
+
+set local role pipeline_owner;
+
+-- For a privacy officer (`make purge`) or a timer with the role retention. Removes the loads that landed more than
+-- keep_days ago, by the ledger's clock, and that dbt has taken whole. Not sooner than SQS can deliver a message again
+-- (two weeks in the queue and, of a FIFO queue, two in the dead-letter queue): by then raw must know that it had it.
+-- Not before originals are sealed, where they are to be.
+create or replace function privacy.purge(keep_days integer) returns text
+language plpgsql security definer set search_path = pg_catalog, pg_temp set row_security = off as $$
+declare
+    landed_before constant timestamptz := now() - make_interval(days => keep_days);
+    last_load bigint := raw.safe_load_id() - 1;
+    missing bigint;
+    purged bigint;
+begin
+    if keep_days < 28 is not false then
+        raise exception 'raw is kept for 28 days or more: until then SQS may deliver a message again';
+    end if;
+    perform privacy.require_plain_tables();
+    if exists (select from privacy.public_keys) then
+        last_load := least(last_load, (select sealed_to from privacy.settings));
+    end if;
+    last_load := least(last_load, (select min(load_id) - 1 from raw.loads where loaded_at >= landed_before));
+
+    -- what raw has and dbt has not published: from there on, everything stays
+    execute $query$
+        select min(load_id) from (
+            select in_raw.load_id
+            from (select load_id, count(*) as messages from raw.sqs_messages where load_id <= $1 group by load_id) as in_raw
+            left join (
+                select load_id, count(*) as messages from only analytics.user_logins where load_id <= $1 group by load_id
+            ) as accepted on accepted.load_id = in_raw.load_id
+            left join (
+                select load_id, count(*) as messages from only analytics.rejected_messages
+                where load_id <= $1 group by load_id
+            ) as rejected on rejected.load_id = in_raw.load_id
+            where in_raw.messages > coalesce(accepted.messages, 0) + coalesce(rejected.messages, 0)
+        ) as not_taken
+    $query$ into missing using last_load;
+    last_load := least(last_load, missing - 1);
+
+    execute 'delete from raw.sqs_messages where load_id <= $1' using last_load;
+    get diagnostics purged = row_count;
+    if purged > 0 then
+        insert into raw.purges (keep_days, messages, landed_before) values (keep_days, purged, landed_before);
+    end if;
+    return format(
+        'Removed from raw: %s messages that landed more than %s days ago, of the loads that dbt has taken (up to %s).',
+        purged, keep_days, greatest(last_load, 0)
+    );
+end $$;
+grant execute on function privacy.purge(integer) to privacy_officer, retention;
