@@ -33,7 +33,7 @@ FOREIGN_ROLES = """
 """
 
 OLD_DATABASE = (
-    "The database {database} was made by an earlier set of migrations, which this one replaces. Migrate a new database, "
+    "The database {database} was made by an earlier set of migrations, which this one replaces. Migrate a new one, "
     "copy raw.sqs_messages, raw.loads, raw.purges, masking.keys and the tables of privacy into it with pg_dump "
     "--data-only, set raw.load_id_seq, and build: deploy/README.md, Move data from an earlier version."
 )
@@ -44,7 +44,7 @@ IN_DATABASE = """
     select md5(string_agg(entry, ' ' order by entry)) from (
         select concat_ws(
             ' ', oid::regprocedure, proowner::regrole, prosecdef, provolatile, proparallel, proconfig,
-            case when proname = 'carried_over' then null else proacl::text end, md5(prosrc), md5(pg_get_functiondef(oid))
+            case when proname <> 'carried_over' then proacl::text end, md5(pg_get_functiondef(oid))
         )
         from pg_proc
         where pronamespace::regnamespace::text in ('raw', 'masking', 'privacy', 'analytics')

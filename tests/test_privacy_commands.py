@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import administration
 from tests.officer import as_superuser, privacy
 
+MIGRATE = "Run `make migrate` as migrator."
 AS_MIGRATOR = "Run it as migrator."
 AS_OFFICER = "Run it as privacy_officer_user."
 FORGET = ["forget", "--user-id", "u1", "--reason", "case 1234"]
