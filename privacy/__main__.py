@@ -149,7 +149,7 @@ def forget(user_id: str, reason: str) -> None:
         click.echo(f"privacy.originals: {from_originals:,} removed")
         click.echo(f"analytics.user_logins: {from_analytics:,} removed by dbt's next run")
     if not_looked_into:
-        click.echo(f"Not looked into, because they are encoded or compressed: {not_looked_into:,} rejected messages in raw.")
+        click.echo(f"{not_looked_into:,} rejected messages in raw are encoded or compressed, and were not looked into.")
 
 
 @main.command()
