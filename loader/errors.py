@@ -10,9 +10,10 @@ class LoaderError(click.ClickException):
 
     exit_status: int
     meaning: str  # the line in --help
+    remedy = ""  # where the error brings none of its own
 
     def __init__(self, **details: object):
-        super().__init__(" ".join(self.__doc__.format(**details).split()))
+        super().__init__(" ".join(self.__doc__.format(**({"remedy": self.remedy} | details)).split()))
 
     @property
     def exit_code(self) -> int:
@@ -29,9 +30,10 @@ class BadSetting(LoaderError):
 
 
 class NoDatabase(LoaderError):
-    """No database: {reason}. Check PGHOST, PGPORT, PGDATABASE, PGUSER and PGPASSWORD."""
+    """No database: {reason}. {remedy}."""
 
     exit_status, meaning = 3, "no database"
+    remedy = "Check PGHOST, PGPORT, PGDATABASE, PGUSER and PGPASSWORD"
 
 
 class NotPermitted(LoaderError):
@@ -67,7 +69,7 @@ class NoSqs(LoaderError):
 
 
 class GaveUp(LoaderError):
-    """The database was away for {seconds:.0f} s: {reason}. Nothing is lost: what was held is back on the queue."""
+    """The database was away for {seconds:.0f} s. {reason} Nothing is lost: what was held is back on the queue."""
 
     exit_status, meaning = 9, "the database was away for longer than --give-up-after"
 
@@ -93,6 +95,31 @@ class CannotRedrive(LoaderError):
     """Nothing is moved: {reason}."""
 
     exit_status, meaning = 12, "redrive: there is nothing to move from, or SQS cannot"
+
+
+class NoRoom(LoaderError):
+    """PostgreSQL has no room: {reason}. {remedy}."""
+
+    exit_status, meaning = 13, "PostgreSQL is out of connections, disk space or memory"
+
+
+class ReadOnly(LoaderError):
+    """PostgreSQL only reads: {reason}. Set PGHOST to the primary, or PGTARGETSESSIONATTRS to read-write."""
+
+    exit_status, meaning = 14, "PostgreSQL is a standby, or set to read only"
+
+
+class TimedOut(LoaderError):
+    """PostgreSQL ended a statement: {reason}. See pg_stat_activity and pg_locks for what holds it up, and the login's
+    statement_timeout and lock_timeout; then run it again."""
+
+    exit_status, meaning = 15, "PostgreSQL ended a statement: a timeout, a deadlock or an administrator"
+
+
+class Refused(LoaderError):
+    """Refused by PostgreSQL: {reason}."""
+
+    exit_status, meaning = 16, "PostgreSQL refused for another reason"
 
 
 def exit_statuses() -> str:

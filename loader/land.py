@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import os
 import random
 import threading
 import time
@@ -12,7 +11,8 @@ from dataclasses import dataclass, field
 
 import psycopg2
 
-from loader import errors
+from loader import errors, postgres
+from loader.postgres import connection_failure as first_line  # noqa: F401  migrations/ takes it from here
 from loader.sqs import Message
 
 # Text columns, so that no line of COPY can be bad: PostgreSQL would write a bad line into its log.
@@ -56,7 +56,11 @@ class Refused(Exception):
 
 
 class Away(Exception):
-    """The database cannot be used just now."""
+    """The database cannot be used just now, and may be in a moment."""
+
+    def __init__(self, trouble: errors.LoaderError):
+        super().__init__(trouble)
+        self.trouble = trouble
 
 
 @dataclass
@@ -96,7 +100,7 @@ class Database:
             with self.transaction():
                 pass
         except Away as away:
-            raise errors.NoDatabase(reason=away) from None
+            raise away.trouble from None
 
     def land(self, queue: str, messages: list[Message]) -> Landing:
         """Lands what can be landed. A message that is refused is found by halving, and keeps no other one out."""
@@ -188,15 +192,12 @@ class Database:
 
 def connect():
     """A connection with the table to copy into, on which landing is known to be possible."""
-    settings = {
-        "client_encoding": "UTF8",
-        "fallback_application_name": "loader",
-        "keepalives_idle": 30,  # a database that vanished without a word is noticed within a minute
-        "tcp_user_timeout": 60_000,
-    }
-    if "PGCONNECT_TIMEOUT" not in os.environ:
-        settings["connect_timeout"] = 10
-    connection = psycopg2.connect("", **settings)
+    connection = postgres.connect(
+        "loader",
+        client_encoding="UTF8",
+        keepalives_idle=30,  # a database that vanished without a word is noticed within a minute
+        tcp_user_timeout=60_000,
+    )
     with connection.cursor() as cursor:
         cursor.execute(DURABLE)
         cursor.execute(INCOMING)
@@ -237,17 +238,8 @@ def is_in_ledger(cursor, load_id: int) -> bool:
 
 
 def explained(error: psycopg2.Error) -> Exception:
-    """An error of PostgreSQL in the loader's words. Those of the first group may quote a message, so are only named."""
-    state = error.pgcode or ""
-    if state[:2] in ("22", "23", "44", "54", "P0"):
-        return Refused(f"{type(error).__name__} {state}")
-    reason = error.diag.message_primary or first_line(error)
-    if state == "42501":
-        return errors.NotPermitted(reason=reason, remedy="Grant the role loader to this login")
-    if state[:2] == "42" or state == "3F000":
-        return errors.NotMigrated(reason=reason)
-    return Away(reason)
-
-
-def first_line(error: psycopg2.Error) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error of PostgreSQL is to the loader. Those of the first group may quote a message, so are only named."""
+    if (error.pgcode or "")[:2] in ("22", "23", "44", "54", "P0"):
+        return Refused(postgres.name_of(error))
+    trouble = postgres.explain(error, "Grant the role loader to this login")
+    return trouble if isinstance(trouble, (errors.NotPermitted, errors.NotMigrated)) else Away(trouble)

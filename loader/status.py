@@ -4,7 +4,6 @@ It asks for no more than a login in the role `monitor` may see: the queues' coun
 """
 
 import json
-import os
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,12 +12,10 @@ from typing import Any
 
 import boto3
 import click
-import psycopg2
 from botocore.config import Config
 from psycopg2.extras import RealDictCursor
 
-from loader import errors
-from loader.land import first_line
+from loader import errors, postgres
 from loader.sqs import AWS_ERRORS, Queue, connect
 
 COUNTERS = {
@@ -97,23 +94,13 @@ def dead_letters(queue: Queue) -> dict:
 
 
 def pipeline_health() -> dict:
-    settings = {"fallback_application_name": "loader status"}
-    if "PGCONNECT_TIMEOUT" not in os.environ:
-        settings["connect_timeout"] = 10
-    try:
-        with (
-            closing(psycopg2.connect("", **settings)) as connection,
-            connection.cursor(cursor_factory=RealDictCursor) as cursor,
-        ):
-            cursor.execute(PIPELINE)
-            return dict(cursor.fetchone())
-    except psycopg2.errors.InsufficientPrivilege as error:
-        remedy = "Grant the role monitor to this login"
-        raise errors.NotPermitted(reason=error.diag.message_primary, remedy=remedy) from None
-    except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:
-        raise errors.NotBuilt(reason=error.diag.message_primary) from None
-    except psycopg2.Error as error:
-        raise errors.NoDatabase(reason=first_line(error)) from None
+    with (
+        postgres.explained("Grant the role monitor to this login", missing=errors.NotBuilt),
+        closing(postgres.connect("loader status")) as connection,
+        connection.cursor(cursor_factory=RealDictCursor) as cursor,
+    ):
+        cursor.execute(PIPELINE)
+        return dict(cursor.fetchone())
 
 
 def troubles(status: Status, max_lag: timedelta) -> Iterator[str]:

@@ -11,14 +11,10 @@ from getpass import getpass
 from typing import TextIO
 
 import click
-import psycopg2
-from psycopg2 import errors as pg
 from psycopg2.extensions import cursor as Cursor
 
-from loader import errors
-from loader.land import first_line
+from loader import postgres
 
-UNDEFINED = (pg.InvalidSchemaName, pg.UndefinedFunction, pg.UndefinedTable)
 KINDS = ("ip", "device_id")
 KEY = re.compile(r"(?:[0-9a-fA-F]{2}){32,}")  # 32 bytes or more: what masking.keys accepts
 
@@ -163,32 +159,15 @@ def purge(keep_days: int) -> None:
 @contextmanager
 def _transaction(role: str | None = None) -> Iterator[Cursor]:
     """One transaction, as migrator in this role or else as the privacy officer."""
-    try:
-        connection = psycopg2.connect(connect_timeout=10)
-    except psycopg2.OperationalError as error:
-        raise errors.NoDatabase(reason=first_line(error)) from None
-    try:
-        with closing(connection), connection, connection.cursor() as cursor:
-            if role:
-                cursor.execute(f"set local role {role}")
-            yield cursor
-    except psycopg2.Error as error:
-        raise _explained(error, role) from None
-
-
-def _explained(error: psycopg2.Error, role: str | None) -> click.ClickException:
-    """What the database refuses, as a sentence. Its details could show a value."""
-    reason = error.diag.message_primary
-    if reason is None:  # so it is not the server that speaks
-        return errors.NoDatabase(reason=first_line(error))
-    if isinstance(error, pg.InsufficientPrivilege):
-        remedy = "Run it as migrator" if role else "Run it as privacy_officer_user"
-        return errors.NotPermitted(reason=reason, remedy=remedy)
-    if isinstance(error, pg.UndefinedTable) and '"analytics.' in reason:
-        return errors.NotBuilt(reason=reason)
-    if isinstance(error, UNDEFINED) or (role and isinstance(error, pg.InvalidParameterValue)):  # there is no such role
-        return errors.NotMigrated(reason=reason)
-    return click.ClickException(f"Refused: {reason}.")
+    with (
+        postgres.explained("Run it as migrator" if role else "Run it as privacy_officer_user"),
+        closing(postgres.connect("privacy")) as connection,
+        connection,
+        connection.cursor() as cursor,
+    ):
+        if role:
+            postgres.assume(cursor, role)
+        yield cursor
 
 
 def _scalar(cursor: Cursor, query: str, *parameters: object) -> object:

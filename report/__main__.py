@@ -12,13 +12,11 @@ from xml.etree.ElementTree import Element
 
 import click
 import jinja2
-import psycopg2
 import pygal
 from markupsafe import Markup
 from psycopg2.extras import NamedTupleCursor
 
-from loader import errors
-from loader.land import first_line
+from loader import errors, postgres
 from loader.status import span
 
 HERE = Path(__file__).parent
@@ -79,15 +77,8 @@ SHARED_ADDRESSES = SHARED.format(token="masked_ip", model="shared_ips")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default=PAGE, help="Where the page goes.")
 def main(output: Path) -> None:
     """Build the analysts' page from what dbt has published."""
-    try:
+    with postgres.explained("Run it as a login in the role analyst", missing=errors.NotBuilt):
         page = render(**read())
-    except psycopg2.errors.UndefinedTable as error:
-        raise errors.NotBuilt(reason=error.diag.message_primary) from None
-    except psycopg2.errors.InsufficientPrivilege as error:
-        remedy = "Run it as a login in the role analyst"
-        raise errors.NotPermitted(reason=error.diag.message_primary, remedy=remedy) from None
-    except psycopg2.OperationalError as error:
-        raise errors.NoDatabase(reason=first_line(error)) from None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page, encoding="utf-8")
@@ -98,7 +89,7 @@ def main(output: Path) -> None:
 
 def read() -> dict[str, Any]:
     """Everything on the page, as of one moment, so that its figures agree."""
-    with closing(psycopg2.connect("", fallback_application_name="report")) as connection:
+    with closing(postgres.connect("report")) as connection:
         connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
         with connection.cursor(cursor_factory=NamedTupleCursor) as cursor:
 

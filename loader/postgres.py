@@ -1,0 +1,130 @@
+"""PostgreSQL, for every program of the project: how to connect, and what an error means to whoever runs the program."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
+
+from loader import errors
+
+THIS_MACHINE = ("", "localhost", "127.0.0.1", "::1")
+
+# By SQLSTATE or how it begins, the longest first. The message of these names objects and settings, never a value.
+MEANINGS: dict[str, type[errors.LoaderError]] = {
+    "42501": errors.NotPermitted,
+    **dict.fromkeys(("42P06", "42P07", "42701", "42710", "42723"), errors.Refused),  # something is there already
+    "42": errors.NotMigrated,  # a table, column, type or function is missing or another one
+    "3F": errors.NotMigrated,  # a schema is
+    "25006": errors.ReadOnly,
+    "25P03": errors.TimedOut,  # idle in a transaction
+    "25P04": errors.TimedOut,  # transaction_timeout
+    "55P03": errors.TimedOut,  # lock_timeout
+    "57014": errors.TimedOut,  # statement_timeout, or cancelled by an administrator
+    "40": errors.TimedOut,  # deadlock, serialization failure
+    "53": errors.NoRoom,
+    "08": errors.NoDatabase,
+    "28": errors.NoDatabase,
+    "3D": errors.NoDatabase,
+    "57P": errors.NoDatabase,  # shut down, starting, terminated by an administrator
+    "P0001": errors.Refused,  # raised by a function of migrations/, in its own words
+}
+
+# A connection that could not be made has no SQLSTATE, only libpq's text.
+TOO_MANY = re.compile(r"too many (clients|connections)|remaining connection slots")
+NOT_YET = re.compile(r"starting up|shutting down|in recovery mode|not yet accepting")
+TLS = re.compile(r"SSL|certificate|encryption")
+REMEDIES = {
+    NOT_YET: "Try again in a moment",
+    TLS: "Check PGSSLMODE (unset, it is verify-full for a server elsewhere) and PGSSLROOTCERT, its authority's file",
+}
+
+NO_SPACE = "Free disk space on the server, or raise temp_file_limit"
+ROOM = {
+    "53100": NO_SPACE,
+    "53200": "Give the server more memory, or lower work_mem",
+    "53300": "Close other connections, or raise max_connections and the limits of the database and the login",
+    "53400": NO_SPACE,
+}
+
+
+def connect(program: str, **options: object) -> Connection:
+    """A connection to the database of PG*, named `program` in pg_stat_activity. Raises psycopg2.Error."""
+    if not os.environ.get("PGSSLMODE"):
+        if is_local():
+            os.environ.pop("PGSSLMODE", None)  # libpq does not take an empty one
+        else:
+            # In the environment, so that a service file goes before it, and what this program starts does the same.
+            os.environ["PGSSLMODE"] = "verify-full"
+    if not os.environ.get("PGCONNECT_TIMEOUT"):
+        options = {"connect_timeout": 10} | options
+    return psycopg2.connect("", fallback_application_name=program, **options)
+
+
+def is_local() -> bool:
+    """Whether PG* name a server on this machine, in whose place nobody else can answer. profiles.yml has it for dbt."""
+    if os.environ.get("PGSERVICE"):
+        return False  # its file may name any server
+    host = os.environ.get("PGHOSTADDR") or os.environ.get("PGHOST") or ""
+    return host in THIS_MACHINE or (host.startswith("/") and "," not in host)
+
+
+@contextmanager
+def explained(permission: str, missing: type[errors.NotMigrated] = errors.NotMigrated) -> Iterator[None]:
+    """Turns every error of PostgreSQL into one of errors.py; the arguments are those of `explain`."""
+    try:
+        yield
+    except psycopg2.Error as error:
+        raise explain(error, permission, missing) from None
+
+
+def explain(
+    error: psycopg2.Error, permission: str, missing: type[errors.NotMigrated] = errors.NotMigrated
+) -> errors.LoaderError:
+    """One sentence, without a value of any row, with its remedy.
+
+    `permission` is the remedy where a privilege is missing, `missing` the class where a table or function is.
+    """
+    state, reason = error.pgcode or "", error.diag.message_primary
+    if not state:  # the connection: never made, or lost
+        return unreachable(reason or connection_failure(error))
+    meaning = next((MEANINGS[key] for key in (state, state[:3], state[:2]) if key in MEANINGS), None)
+    if meaning is None:
+        return errors.Refused(reason=f"{name_of(error)} (the server's log has the details)")
+    details: dict[str, object] = {"reason": (reason or name_of(error)).strip().rstrip(".")}
+    if meaning is errors.NotPermitted:
+        details["remedy"] = permission
+    elif meaning is errors.NoRoom:
+        details["remedy"] = ROOM.get(state, NO_SPACE)
+    elif meaning is errors.NotMigrated:
+        meaning = errors.NotBuilt if '"analytics.' in str(reason) else missing
+    return meaning(**details)
+
+
+def unreachable(reason: str) -> errors.LoaderError:
+    if TOO_MANY.search(reason):
+        return errors.NoRoom(reason=reason, remedy=ROOM["53300"])
+    remedies = [remedy for words, remedy in REMEDIES.items() if words.search(reason)]
+    return errors.NoDatabase(reason=reason, **({"remedy": remedies[0]} if remedies else {}))
+
+
+def connection_failure(error: psycopg2.Error) -> str:
+    """What libpq says, in one line: of several addresses that it tried, of the last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    attempts = [line for line in lines if line.startswith("connection to server")]
+    return (attempts or lines or [type(error).__name__])[-1 if attempts else 0].rstrip(".")
+
+
+def name_of(error: psycopg2.Error) -> str:
+    return f"{type(error).__name__} {error.pgcode}"
+
+
+def assume(cursor: Cursor, role: str) -> None:
+    """Goes on in this role until the transaction ends."""
+    try:
+        cursor.execute(f"set local role {role}")
+    except psycopg2.errors.InvalidParameterValue as error:  # there is no such role
+        raise errors.NotMigrated(reason=error.diag.message_primary) from None

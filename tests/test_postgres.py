@@ -1,0 +1,201 @@
+"""What every program makes of PostgreSQL's errors, and to whom none speaks without TLS."""
+
+import contextlib
+import os
+import socket
+import socketserver
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import psycopg2.errorcodes
+import pytest
+
+from loader import errors, postgres
+from tests.conftest import ROOT, administration
+from tests.faults import serving
+
+DBT = [str(Path(sys.executable).with_name("dbt")), "debug", "--project-dir", "dbt_project", "--profiles-dir"]
+PYTHON = [sys.executable, "-m"]
+PROGRAMS = {
+    "load": ([*PYTHON, "loader", "load"], "loader_user"),
+    "status": ([*PYTHON, "loader", "status"], "analyst_user"),
+    "doctor": ([*PYTHON, "loader", "doctor"], "loader_user"),
+    "report": ([*PYTHON, "report", "--output", os.devnull], "analyst_user"),
+    "purge": ([*PYTHON, "privacy", "purge"], "privacy_officer_user"),
+    "rotate-key": ([*PYTHON, "privacy", "rotate-key"], "migrator"),
+    "dbt": ([*DBT, "dbt_project", "--connection"], "transformer_user"),
+}
+OURS = [name for name in PROGRAMS if name != "dbt"]
+
+
+def run(database, program: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    command, login = PROGRAMS[program]
+    environment = database.env(login) | settings
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
+CANNOT_CONNECT = {
+    "no-server": ({"PGPORT": "1"}, 3, "Connection refused. Check PGHOST"),
+    "no-such-database": ({"PGDATABASE": "nowhere"}, 3, 'database "nowhere" does not exist. Check PGHOST'),
+    "wrong-password": ({"PGPASSWORD": "wrong"}, 3, "password authentication failed"),
+    "bad-port": ({"PGPORT": "x"}, 3, "invalid integer value"),
+    "no-authority": ({"PGSSLMODE": "verify-full", "PGSSLROOTCERT": "/nowhere"}, 3, "Check PGSSLMODE"),
+    "too-many-connections": ({}, 13, "Close other connections"),
+}
+
+
+@pytest.mark.parametrize("name", CANNOT_CONNECT)
+@pytest.mark.parametrize("program", OURS)
+def test_where_no_connection_can_be_made_every_program_says_the_same(database, program: str, name: str):
+    settings, status, sentence = CANNOT_CONNECT[name]
+    with connection_limit(database, 0 if name == "too-many-connections" else -1):
+        done = run(database, program, **settings)
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said
+    assert sentence in said
+    assert done.returncode == {"doctor": 11, "status": 6}.get(program, status)  # these looked at the queue before
+    assert program in ("doctor", "status") or said.count("\n") == 1
+
+
+@contextlib.contextmanager
+def connection_limit(database, limit: int) -> Iterator[None]:
+    with administration(database.stack) as cursor:
+        cursor.execute(f"alter database {database.name} connection limit {limit}")
+        yield
+        cursor.execute(f"alter database {database.name} connection limit -1")
+
+
+# What a statement of a program may run into: the exit status, and what is said. `value` is what must not be.
+STATEMENTS = {
+    "22P02": (16, "InvalidTextRepresentation 22P02"),
+    "23505": (16, "UniqueViolation 23505"),
+    "25006": (14, "PostgreSQL only reads: value. Set PGHOST"),
+    "40P01": (15, "PostgreSQL ended a statement: value. "),
+    "42501": (4, "Run it as privacy_officer_user"),
+    "42P01": (5, "Run `make migrate`"),
+    "42P07": (16, "Refused by PostgreSQL: value."),
+    "53100": (13, "Free disk space"),
+    "53200": (13, "more memory"),
+    "55P03": (15, "lock_timeout"),
+    "57014": (15, "statement_timeout"),
+    "57P01": (3, "No database: value."),
+    "58030": (16, "IoError 58030"),
+    "P0001": (16, "Refused by PostgreSQL: value."),
+    "XX001": (16, "DataCorrupted XX001"),
+}
+
+
+@pytest.mark.parametrize("state", STATEMENTS)
+def test_what_a_statement_runs_into_follows_from_its_sqlstate(database, state: str):
+    status, sentence = STATEMENTS[state]
+    with contextlib.closing(database.connect("postgres")) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("select pg_get_functiondef('privacy.purge(integer)'::regprocedure)")
+        head = cursor.fetchone()[0].partition("AS $function$")[0]
+        cursor.execute(
+            f"{head.replace('LANGUAGE sql', 'LANGUAGE plpgsql')} as $$ begin raise exception using errcode = '{state}',"
+            " message = 'value', detail = 'Failing row contains (value of a row).'; end $$"
+        )
+    done = run(database, "purge")
+    assert done.returncode == status, done.stderr
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "value of a row" not in done.stderr
+
+
+def test_every_sqlstate_has_a_meaning_and_none_shows_a_value(database):
+    """Those whose message PostgreSQL makes out of a value, above all."""
+    states = {state for name, state in vars(psycopg2.errorcodes).items() if name.isupper() and len(state) == 5}
+    states = sorted(state for state in states if state[:2] not in ("00", "01", "02"))
+    assert len(states) > 200
+    with contextlib.closing(database.connect("postgres")) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        for state in states:
+            with pytest.raises(psycopg2.Error) as caught:
+                cursor.execute(f"do $$ begin raise exception using errcode = '{state}', message = '192.0.2.1'; end $$")
+            meaning = postgres.explain(caught.value, "Ask somebody")
+            assert isinstance(meaning, errors.LoaderError)
+            assert "\n" not in meaning.message
+            if state[:2] in ("21", "22", "23", "38", "39", "44", "54", "XX"):
+                assert "192.0.2.1" not in meaning.message
+                assert state in meaning.message
+
+
+def test_of_several_addresses_the_last_is_told_of(database):
+    done = run(database, "purge", PGHOST="127.0.0.1,127.0.0.1", PGPORT=f"1,{database.env('migrator')['PGPORT']}",
+               PGPASSWORD="wrong", PGSSLMODE="prefer")  # fmt: skip
+    assert "password authentication failed" in done.stderr
+
+
+class Rogue(socketserver.StreamRequestHandler):
+    """A server in the real one's place, which has no TLS, and asks for the password itself."""
+
+    def handle(self) -> None:
+        while startup := self.rfile.read(4):
+            content = self.rfile.read(int.from_bytes(startup, "big") - 4)
+            if content[:4] in (b"\x04\xd2\x16\x2f", b"\x04\xd2\x16\x30"):  # may we speak TLS, or GSS?
+                self.wfile.write(b"N")
+                continue
+            self.wfile.write(b"R\0\0\0\x08\0\0\0\x03")
+            self.server.told.append(self.rfile.read(6))
+            return
+
+
+@pytest.fixture
+def rogue() -> Iterator[socketserver.ThreadingTCPServer]:
+    """At an address that is not the one of a local server."""
+    with serving(socketserver.ThreadingTCPServer(("127.0.0.2", 0), Rogue)) as server:
+        server.told = []
+        yield server
+
+
+def where(rogue) -> dict[str, str]:
+    host, port = rogue.server_address
+    return {"PGHOST": host, "PGPORT": str(port)}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_password_goes_to_a_server_elsewhere_that_shows_no_certificate(database, rogue, program: str):
+    done = run(database, program, **where(rogue))
+    assert done.returncode != 0
+    assert rogue.told == []
+    assert program == "dbt" or "Check PGSSLMODE" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_pgsslmode_goes_before_the_default(database, rogue, program: str):
+    run(database, program, **where(rogue), PGSSLMODE="disable")
+    assert rogue.told != []
+
+
+@pytest.mark.parametrize(
+    ("settings", "local"),
+    [
+        ({}, True),
+        ({"PGHOST": "localhost"}, True),
+        ({"PGHOST": "::1"}, True),
+        ({"PGHOST": "/run/postgresql"}, True),
+        ({"PGHOST": "/run/postgresql,db.example"}, False),
+        ({"PGHOST": "localhost.example"}, False),
+        ({"PGHOST": "localhost", "PGHOSTADDR": "192.0.2.1"}, False),
+        ({"PGSERVICE": "mine"}, False),
+        ({"PGSERVICE": "mine", "PGHOST": "localhost"}, False),
+    ],
+)
+def test_what_counts_as_a_server_on_this_machine(monkeypatch, settings: dict[str, str], local: bool):
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert postgres.is_local() is local
+
+
+def test_an_empty_pgsslmode_is_none(database):
+    assert run(database, "rotate-key", PGSSLMODE="").returncode == 0
+
+
+def test_a_server_that_is_silent_is_given_up_on(database):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings = {"PGPORT": str(silent.getsockname()[1]), "PGSSLMODE": "disable", "PGCONNECT_TIMEOUT": "2"}
+        done = run(database, "report", **settings)
+    assert (done.returncode, "timeout expired" in done.stderr) == (3, True)
