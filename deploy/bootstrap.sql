@@ -46,8 +46,7 @@ select case when :'database' in ('', 'postgres', 'template0', 'template1') then 
 \gset
 
 -- Group roles hold the privileges and cannot log in; logins join them. masker and pipeline_owner own things and are
--- nobody's daily role: migrator alone may take them on, and pipeline_owner reads what analysts read. The comment says
--- that this file made the role.
+-- nobody's daily role: migrator alone may take them on. The comment says that this file made the role.
 create temporary table roles (role, comment) as
 values
     ('migrator', 'masked-logins: owns the database, applies the migrations'),
@@ -135,7 +134,6 @@ where joins is not null and login in (select rolname from pg_roles) \gexec
 select format('grant %I to %I', joins, login) from logins
 where joins is not null and login in (select rolname from pg_roles) \gexec
 grant masker, pipeline_owner to migrator;
-grant analyst to pipeline_owner;
 
 -- Not a superuser, as on RDS: whoever makes a database for somebody has to be a member of them.
 select format('grant migrator to %I', current_user) from pg_roles

@@ -39,7 +39,7 @@ alter default privileges revoke execute on functions from public;
 
 -- loader lands, masker reads what landed, transformer sees ids and counts.
 grant usage on schema raw to loader, masker, transformer;
--- transformer builds; the others read what is built.
+-- transformer builds; the others read what is built. (pipeline_owner: erasure and retention look into staging.)
 grant usage, create on schema staging, analytics to transformer;
 grant usage on schema analytics to analyst, privacy_officer, monitor, masker;
 grant usage on schema privacy to masker, transformer, privacy_officer, retention;

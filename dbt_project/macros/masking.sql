@@ -34,9 +34,24 @@
 {%- endmacro %}
 
 
+{# The form that is masked is the form that is compared: by the mask, by the verdict, by the proof. #}
+{% macro canonical(text, form) -%} masking.canonical_{{ form }}({{ text }}) {%- endmacro %}
+
+
+{# Whether a value stands for "none", as its kind declares: it gets a token like others, and nobody counts it. #}
+{% macro is_placeholder(field) -%}
+    {%- if not field.none -%}{{ return('false') }}{%- endif -%}
+    canonical_{{ field.name }}.value in (
+        {%- for value in field.none -%}
+            {{ canonical("'" ~ (value | string | replace("'", "''")) ~ "'", field.form) }} {{- ', ' if not loop.last }}
+        {%- endfor -%}
+    )
+{%- endmacro %}
+
+
 {# Before the boundary is deployed, and by its owner alone: a declared kind without a key gets one. #}
 {% macro make_missing_keys() -%}
-    {%- if execute and target.name == 'boundary' -%}
-        select masking.ensure_keys(array['ip', 'device_id'])
+    {%- if declared_events() and execute and target.name == 'boundary' -%}
+        select masking.ensure_keys(array[{{ quoted_list(var('kinds')) }}])
     {%- endif -%}
 {%- endmacro %}

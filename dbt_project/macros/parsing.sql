@@ -1,37 +1,187 @@
-{# Why a message is not a login, or null when it is one; the first reason found. Never a value. #}
-{% macro rejection_reason(event, sent_at) -%}
-    {%- set longest = {'user_id': 128, 'device_type': 32, 'locale': 32} -%}
+{#
+  SQL that takes a message apart as declared (declaration.sql). In the boundary, `messages` is raw, `parsed.event` the
+  JSON, `fields` its members on the first level, and `canonical_<field>.value` the canonical form of a masked field.
+#}
+
+{# Which event type a queue's messages are of. #}
+{% macro event_type() -%}
     case
-        when {{ event }} is null then 'not_json'
-        when jsonb_typeof({{ event }}) <> 'object' then 'not_an_object'
-        when {{ sent_at }} is null then 'missing_sent_at'
-        {%- for field in ['user_id', 'app_version', 'device_type', 'ip', 'locale', 'device_id'] %}
-        {%- if field != 'locale' %}
-        when coalesce(jsonb_typeof({{ event }} -> '{{ field }}'), 'null') = 'null' then 'missing_{{ field }}'
-        {%- endif %}
-        when jsonb_typeof({{ event }} -> '{{ field }}') not in ('string', 'null') then '{{ field }}_not_text'
-        {%- if field != 'locale' %}
-        when masking.canonical_text({{ event }} ->> '{{ field }}') is null then 'missing_{{ field }}'
-        {%- endif %}
-        {%- if field in longest %}
-        when length({{ event }} ->> '{{ field }}') > {{ longest[field] }} then '{{ field }}_too_long'
-        {%- endif %}
-        {%- endfor %}
-        when {{ event }} ->> 'app_version' !~ '^[0-9]+(\.[0-9]+){0,2}$' then 'app_version_malformed'
-        when {{ event }} ->> 'app_version' !~ '^0*[0-9]{1,4}(\.0*[0-9]{1,3}){0,2}$' then 'app_version_out_of_range'
-        when split_part({{ event }} ->> 'app_version', '.', 1)::integer > 2146 then 'app_version_out_of_range'
-        {#- an app that puts the device id or the address where analysts can read it #}
-        {%- for field in ['user_id', 'device_type', 'locale'] %}
-        when masking.canonical_text({{ event }} ->> '{{ field }}') in (
-            masking.canonical_text({{ event }} ->> 'ip'), masking.canonical_text({{ event }} ->> 'device_id')
-        ) then 'exposes_plain_value'
+        {%- for name, it in declared_events().items() %}
+        when messages.queue in ({{ quoted_list(it.queues) }}) then '{{ name }}'
         {%- endfor %}
     end
 {%- endmacro %}
 
 
+{# An expression for the message's event type: the same for all of them, or one for each. #}
+{% macro by_event_type(expressions) -%}
+    {%- set events = declared_events() -%}
+    {%- if expressions | length == events | length and expressions.values() | unique | list | length == 1 -%}
+        {{ expressions.values() | first }}
+    {%- else -%}
+        case
+            {%- for name, expression in expressions.items() %}
+            when messages.queue in ({{ quoted_list(events[name].queues) }}) then {{ expression }}
+            {%- endfor %}
+        end
+    {%- endif -%}
+{%- endmacro %}
+
+
+{# The message as jsonb, out of its envelope. #}
+{% macro parsed_event() -%}
+    {%- set whole, expressions = 'masking.parse_json(messages.body)', {} -%}
+    {%- for name, it in declared_events().items() -%}
+        {%- do expressions.update({name: {
+            'none': whole, 'sns': 'masking.parse_json(' ~ whole ~ " ->> 'Message')", 'eventbridge': whole ~ " -> 'detail'"
+        }[it.envelope]}) -%}
+    {%- endfor -%}
+    {{ by_event_type(expressions) }}
+{%- endmacro %}
+
+
+{# The members of the message that the fields are read from, each taken out once; null where the JSON has null. #}
+{% macro first_level() -%}
+    {%- set members = {} -%}
+    {%- for field in declared_fields(masked=false) + declared_fields(masked=true) -%}
+        {%- for it in field.events.values() -%}
+            {%- do members.update({it.path[0]: 'text' if it.path | length == 1 and members.get(it.path[0]) != 'jsonb' else 'jsonb'}) -%}
+        {%- endfor -%}
+    {%- endfor -%}
+    {%- for member, type in members.items() -%}
+        {{ adapter.quote(member) }} {{ type }} {{- ', ' if not loop.last }}
+    {%- endfor -%}
+{%- endmacro %}
+
+
+{% macro field_text(field) -%}
+    {%- set member = 'fields.' ~ adapter.quote(field.path[0]) -%}
+    {%- if field.path | length == 1 -%}{{ return(member) }}{%- endif -%}
+    {{ return('(' ~ member ~ " #>> '{" ~ field.path[1:] | join(',') ~ "}')") }}
+{%- endmacro %}
+
+
+{% macro field_json_type(field) -%}
+    {%- if field.path | length == 1 -%}
+        {{ return("jsonb_typeof(parsed.event -> '" ~ field.path[0] ~ "')") }}
+    {%- endif -%}
+    {{ return('jsonb_typeof(fields.' ~ adapter.quote(field.path[0]) ~ " #> '{" ~ field.path[1:] | join(',') ~ "}')") }}
+{%- endmacro %}
+
+
+{% macro texts_by_event(field) -%}
+    {%- set texts = {} -%}
+    {%- for event, it in field.events.items() -%}{%- do texts.update({event: field_text(it)}) -%}{%- endfor -%}
+    {{ return(by_event_type(texts)) }}
+{%- endmacro %}
+
+
+{# Whose message it is. #}
+{% macro subject() -%}
+    {%- set texts = {} -%}
+    {%- for event, it in declared_events().items() -%}
+        {%- do texts.update({event: field_text(it.fields[it.subject])}) -%}
+    {%- endfor -%}
+    {{ return(by_event_type(texts)) }}
+{%- endmacro %}
+
+
+{# What is published of an open field. Blank text is null, which it can only be where the field is not required. #}
+{% macro open_value(field) -%}
+    {%- set text = texts_by_event(field) -%}
+    {%- if field.type == 'text' -%} case when {{ is_blank(text) }} then null else {{ text }} end
+    {%- elif field.type == 'version' -%} {{ pack_version('(' ~ text ~ ')') }}
+    {%- elif field.type == 'timestamp' -%} masking.parse_timestamp({{ text }})
+    {%- else -%} ({{ text }})::{{ {'integer': 'bigint', 'boolean': 'boolean'}[field.type] }}
+    {%- endif -%}
+{%- endmacro %}
+
+
+{% macro is_blank(text) -%} btrim({{ text }}, E' \t\n\r\x0B\f') = '' {%- endmacro %}
+
+
+{# Why a message is not accepted, or null when it is; the first reason found. Never a value. #}
+{% macro rejection_reason() -%}
+    {%- set events = declared_events() -%}
+    case
+        when {{ event_type() }} is null then 'unknown_queue'
+        {%- for it in events.values() if it.envelope != 'none' %}
+        when messages.queue in ({{ quoted_list(it.queues) }}) and parsed.event is null then 'not_in_{{ it.envelope }}_envelope'
+        {%- endfor %}
+        when parsed.event is null then
+            case when messages.body ~ '^[A-Za-z0-9+/_-]{16,}={0,2}\s*$' then 'base64' else 'not_json' end
+        when jsonb_typeof(parsed.event) <> 'object' then
+            case
+                when parsed.event ->> 0 ~ '(PayloadS3Pointer|MessageS3Pointer)$' then 's3_pointer'
+                when jsonb_typeof(masking.parse_json(parsed.event #>> '{}')) = 'object' and jsonb_typeof(parsed.event) = 'string'
+                    then 'json_in_a_string'
+                else 'not_an_object'
+            end
+        when messages.sent_at is null then 'missing_sent_at'
+        {%- for name, it in events.items() %}
+        {%- if events | length > 1 %}
+        when messages.queue in ({{ quoted_list(it.queues) }}) then case
+        {%- endif %}
+        {%- for field in it.fields.values() %}
+        {{- reasons_of(field) }}
+        {%- endfor %}
+        {{- exposure_in(it) }}
+        {%- if events | length > 1 %}
+        end
+        {%- endif %}
+        {%- endfor %}
+    end
+{%- endmacro %}
+
+
+{% macro reasons_of(field) -%}
+    {%- set text, json_type = field_text(field), field_json_type(field) -%}
+    {%- set json_types = {'integer': 'number', 'boolean': 'boolean'} -%}
+    {%- if field.required %}
+        when {{ text }} is null then 'missing_{{ field.name }}'
+    {%- endif %}
+        when {{ json_type }} <> '{{ json_types.get(field.type, 'string') }}' and {{ text }} is not null
+            then '{{ field.name }}_not_{{ {'version': 'text', 'timestamp': 'text'}.get(field.type, field.type) }}'
+    {%- if field.required and field.type in ('text', 'version', 'timestamp') %}
+        when {{ 'canonical_' ~ field.name ~ '.value is null' if field.masked_as else is_blank(text) }} then 'missing_{{ field.name }}'
+    {%- endif %}
+    {%- if field.type == 'text' %}
+        when length({{ text }}) > {{ field.longest }} then '{{ field.name }}_too_long'
+    {%- elif field.type == 'version' %}
+        when {{ text }} !~ '^0*[0-9]{1,4}(\.0*[0-9]{1,3}){0,2}$' or split_part({{ text }}, '.', 1)::numeric > 2146 then
+            case when {{ text }} ~ '^[0-9]+(\.[0-9]+){0,2}$' then '{{ field.name }}_out_of_range' else '{{ field.name }}_malformed' end
+    {%- elif field.type == 'integer' %}
+        when {{ text }} !~ '^-?[0-9]{1,18}$' then
+            case when {{ text }} ~ '^-?[0-9]+$' then '{{ field.name }}_out_of_range' else '{{ field.name }}_not_integer' end
+    {%- elif field.type == 'timestamp' %}
+        when {{ text }} is not null and masking.parse_timestamp({{ text }}) is null then '{{ field.name }}_malformed'
+    {%- endif %}
+{%- endmacro %}
+
+
+{# An app that puts the device id or the address where analysts can read it. What stands for "none" gives nothing away. #}
+{% macro exposure_in(event) -%}
+    {%- set texts = [] -%}
+    {%- for field in event.fields.values() if not field.masked_as -%}{%- do texts.append(field_text(field)) -%}{%- endfor -%}
+    {%- for field in event.fields.values() if field.masked_as %}
+        when masking.exposes(concat_ws(E'\n', {{ texts | join(', ') }}), canonical_{{ field.name }}.value, '{{ field.form }}')
+            and not ({{ is_placeholder(field) }}) then 'exposes_plain_value'
+    {%- endfor %}
+{%- endmacro %}
+
+
+{# What is found only once something is missing: the message in an envelope that is not declared. #}
+{% macro reason_with_envelopes() -%}
+    case
+        when verdict.reason like 'missing\_%' and parsed.event ?& array['Type', 'TopicArn', 'Message'] then 'in_sns_envelope'
+        when verdict.reason like 'missing\_%' and parsed.event ?& array['detail-type', 'source', 'detail'] then 'in_eventbridge_envelope'
+        else verdict.reason
+    end
+{%- endmacro %}
+
+
 {# M.m.p as one integer that sorts as versions do: M * 1000000 + m * 1000 + p; a part left out is 0. #}
-{% macro pack_app_version(version) -%}
+{% macro pack_version(version) -%}
     split_part({{ version }}, '.', 1)::integer * 1000000
     + coalesce(nullif(split_part({{ version }}, '.', 2), ''), '0')::integer * 1000
     + coalesce(nullif(split_part({{ version }}, '.', 3), ''), '0')::integer

@@ -1,44 +1,45 @@
--- Nothing is lost: what the ledger says has landed is accepted, rejected or erased, for all loads that dbt has taken.
+-- Nothing is lost: of each load that dbt has taken, what the ledger says has landed is taken or erased; and nothing is
+-- taken that the ledger does not know. (assert_each_message_has_one_outcome: what is taken is accepted or rejected.)
+{{ config(tags=['full_scan']) }}
 
 with
 
 taken as (
 
-    select coalesce(max(load_id), 0) as load_id from {{ ref('int_messages__masked') }}
-
-),
-
-landed as (
-
-    select coalesce(sum(loads.landed), 0) as landed
-    from taken
-    inner join {{ source('raw', 'loads') }} as loads on taken.load_id >= loads.load_id
-
-),
-
-accepted as (
-
-    select count(*) as accepted from {{ ref('user_logins') }}
-
-),
-
-rejected as (
-
-    select count(*) as rejected from {{ ref('rejected_messages') }}
+    select
+        load_id,
+        count(*) as taken
+    from {{ ref('int_messages__masked') }}
+    group by load_id
 
 ),
 
 erased as (
 
-    select count(*) as erased
-    from taken
-    inner join {{ source('privacy', 'erased_messages') }} as erased_messages
-        on taken.load_id >= erased_messages.load_id
+    select
+        load_id,
+        count(*) as erased
+    from {{ source('privacy', 'erased_messages') }}
+    group by load_id
+
+),
+
+loads as (
+
+    select
+        load_id,
+        landed
+    from {{ source('raw', 'loads') }}
+    where load_id <= (select coalesce(max(load_id), 0) from {{ ref('int_messages__masked') }})
 
 )
 
-select * from landed
-cross join accepted
-cross join rejected
-cross join erased
-where landed <> accepted + rejected + erased
+select
+    coalesce(loads.load_id, taken.load_id) as load_id,
+    loads.landed,
+    taken.taken,
+    erased.erased
+from loads
+full join taken on loads.load_id = taken.load_id
+left join erased on coalesce(loads.load_id, taken.load_id) = erased.load_id
+where coalesce(loads.landed, 0) <> coalesce(taken.taken, 0) + coalesce(erased.erased, 0)

@@ -3,9 +3,15 @@
 
 with
 
-kinds as (
+masked_fields as (
 
-    select * from unnest(array['ip', 'device_id']) as kinds (kind)
+    {%- for event, it in declared_events().items() -%}
+    {%- set event_loop = loop -%}
+    {%- for field in it.fields.values() if field.masked_as %}
+    select '{{ event }}' as event_type, '{{ field.name }}' as field
+    {%- if not (loop.last and event_loop.last) %} union all{% endif %}
+    {%- endfor -%}
+    {%- endfor %}
 
 ),
 
@@ -17,15 +23,19 @@ in_raw as materialized (
 
 accepted_in_raw as (
 
-    select count(*) as logins
+    select
+        taken.event_type,
+        count(*) as messages
     from {{ ref('int_messages__masked') }} as taken
     inner join in_raw on taken.message_id = in_raw.message_id
     where taken.is_accepted
+    group by taken.event_type
 
 )
 
-select kinds.kind, accepted_in_raw.logins, compared.logins as compared
-from accepted_in_raw
-cross join kinds
-left join {{ as_owner(ref('stg_sqs__mask_consistency')) }} as compared on kinds.kind = compared.kind
-where coalesce(compared.logins, 0) < accepted_in_raw.logins
+select masked_fields.event_type, masked_fields.field, accepted_in_raw.messages, compared.messages as compared
+from masked_fields
+inner join accepted_in_raw on masked_fields.event_type = accepted_in_raw.event_type
+left join {{ as_owner(ref('stg_sqs__mask_consistency')) }} as compared
+    on masked_fields.event_type = compared.event_type and masked_fields.field = compared.field
+where coalesce(compared.messages, 0) < accepted_in_raw.messages

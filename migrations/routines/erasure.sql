@@ -38,41 +38,54 @@ begin
     end if;
 end $$;
 
--- transformer owns what dbt publishes, and might put in its place what runs a function of transformer's, or what has
--- equal mean something else: a view, a policy, an index over an expression, a type, a collation or a column of its own
--- making. So functions with more rights read plain tables of PostgreSQL's own, under a lock, or nothing.
-create or replace function privacy.require_plain_tables() returns void
+-- transformer owns dbt's tables, and might put in their place what runs a function of transformer's, or what has equal
+-- mean something else: a view, a policy, an index over an expression, a type, a collation or a column of its own making.
+-- So functions with more rights read one plain table of PostgreSQL's own, under a lock, or nothing.
+create or replace function privacy.require_plain_table() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    tables constant regclass[] := '{analytics.user_logins, analytics.rejected_messages}';
+    taken constant regclass := 'staging.int_messages__masked';
 begin
-    lock table only analytics.user_logins, only analytics.rejected_messages in access share mode;  -- they stay so
+    lock table only staging.int_messages__masked in access share mode;  -- it stays what it is
     if exists (
         select from pg_class
-        where oid = any(tables) and (relkind <> 'r' or relhassubclass or relispartition or relrowsecurity or relhasrules)
+        where oid = taken and (relkind <> 'r' or relhassubclass or relispartition or relrowsecurity or relhasrules)
         union all
-        select from pg_inherits where inhrelid = any(tables) or inhparent = any(tables)
+        select from pg_inherits where inhrelid = taken or inhparent = taken
         union all
         select from pg_attribute
         inner join pg_type on pg_type.oid = atttypid
         left join pg_collation on pg_collation.oid = attcollation
         where
-            attrelid = any(tables) and attnum > 0
+            attrelid = taken and attnum > 0
             and (
                 typnamespace <> 'pg_catalog'::regnamespace or attgenerated <> ''
                 or collnamespace <> 'pg_catalog'::regnamespace or not collisdeterministic
             )
         union all
-        select from pg_index where indrelid = any(tables) and (indexprs is not null or indpred is not null)
+        select from pg_index where indrelid = taken and (indexprs is not null or indpred is not null)
         union all
-        select from pg_constraint where conrelid = any(tables) and contype = 'c'
+        select from pg_constraint where conrelid = taken and contype = 'c'
         union all
-        select from pg_statistic_ext where stxrelid = any(tables) and stxexprs is not null
+        select from pg_statistic_ext where stxrelid = taken and stxexprs is not null
     ) then
-        raise exception 'analytics.user_logins and rejected_messages are not as dbt makes them'
-        using hint = 'Somebody changed them; `make attest` says how. dbt makes them anew: dbt run --full-refresh.';
+        raise exception '% is not as dbt makes it', taken
+        using hint = 'Somebody changed it. Drop it, and let dbt make it anew.';
     end if;
 end $$;
+
+-- Its columns of tokens: each in a pattern, and all of their values in one array.
+create or replace function privacy.token_columns(pattern text, separator text) returns text
+language sql stable set search_path = pg_catalog, pg_temp
+return (
+    select string_agg(format(pattern, attname), separator order by attnum) from pg_attribute
+    where attrelid = to_regclass('staging.int_messages__masked') and attnum > 0 and not attisdropped
+        and attname like 'masked\_%'
+);
+
+create or replace function privacy.token_arrays() returns text
+language sql stable set search_path = pg_catalog, pg_temp
+return privacy.token_columns('array_agg(%I::text)', ' || ');
 
 -- A regular expression for a text as JSON may write it: each character as itself or escaped, and escaped as often as
 -- the message that has it was quoted in another.
@@ -109,7 +122,7 @@ return format(
 );
 
 -- For a privacy officer, by `make forget`. What to remove from raw, raw itself says: accepted messages by their declared
--- user, the others as text. Only of messages that raw no longer has, what dbt published is believed. Everything that
+-- user, the others as text. Only of messages that raw no longer has, dbt's tables are believed. Everything that
 -- removes anything is in this one function, which puts itself on record.
 create or replace function privacy.forget_user(
     user_id text,
@@ -121,17 +134,16 @@ create or replace function privacy.forget_user(
 )
 language plpgsql security definer set search_path = pg_catalog, pg_temp set row_security = off as $$
 declare
-    blanks constant text := E' \t\n\r\x0B\f';
-    person constant text := btrim(user_id, blanks);
+    person constant text := btrim(user_id, E' \t\n\r\x0B\f');
     theirs text[];
     tokens text[];
-    published_ids text[];
-    published_loads bigint[];
+    taken_ids text[];
+    taken_loads bigint[];
     still_in_raw text[];
     of_others text[];
     on_record bigint;
 begin
-    perform privacy.require_plain_tables();
+    perform privacy.require_plain_table();
     if person = '' is not false then
         raise exception 'a user_id is needed';
     end if;
@@ -144,52 +156,48 @@ begin
     execute $query$
         select
             coalesce(
-                array_agg(message_id) filter (
-                    where case when is_accepted then btrim(subject, $3) = $1 else body ~ $2 end
-                ), '{}'
+                array_agg(message_id) filter (where case when reason is null then subject = $1 else body ~ $2 end), '{}'
             ),
-            count(*) filter (where not is_accepted and body ~ '^[A-Za-z0-9+/_=\s-]{24,}$')
-        from masking.base_sqs__subjects
-    $query$ into theirs, not_looked_into using person, privacy.naming(person), blanks;
+            count(*) filter (where reason is not null and body ~ '^[A-Za-z0-9+/_=\s-]{24,}$')
+        from masking.base_sqs__messages
+    $query$ into theirs, not_looked_into using person, privacy.naming(person);
 
     execute $query$
         select coalesce(array_agg(message_id), '{}'), coalesce(array_agg(load_id), '{}')
-        from only analytics.user_logins where btrim(user_id, $2) = $1
-    $query$ into published_ids, published_loads using person, blanks;
+        from only staging.int_messages__masked where subject = $1
+    $query$ into taken_ids, taken_loads using person;
     execute 'select coalesce(array_agg(message_id), ''{}'') from raw.sqs_messages where message_id = any($1)'
-    into still_in_raw using published_ids;
-    select coalesce(array_agg(message_id), '{}'), coalesce(array_agg(load_id), '{}')
-    into published_ids, published_loads
-    from unnest(published_ids, published_loads) as published (message_id, load_id)
+    into still_in_raw using taken_ids;
+    select coalesce(array_agg(message_id), '{}'), coalesce(array_agg(load_id), '{}') into taken_ids, taken_loads
+    from unnest(taken_ids, taken_loads) as taken (message_id, load_id)
     where message_id <> all(still_in_raw);
 
     -- the originals that nobody else has
     execute 'select coalesce(array_agg(token), ''{}'') from masking.base_sqs__masked_values where message_id = any($1)'
     into tokens using theirs;
-    execute $query$
-        select $2 || coalesce(array_agg(masked_ip::text) || array_agg(masked_device_id::text), '{}')
-        from only analytics.user_logins where message_id = any($1)
-    $query$ into tokens using published_ids, tokens;
+    execute format(
+        'select $1 || coalesce(%s, ''{}'') from only staging.int_messages__masked where message_id = any($2)',
+        privacy.token_arrays()
+    ) into tokens using tokens, taken_ids;
     execute $query$
         select coalesce(array_agg(token), '{}') from masking.base_sqs__masked_values
         where token = any($1) and message_id <> all($2)
     $query$ into of_others using tokens, theirs;
-    execute $query$
-        select $3 || coalesce(array_agg(masked_ip::text) || array_agg(masked_device_id::text), '{}')
-        from only analytics.user_logins
-        where btrim(user_id, $4) <> $2 and (masked_ip = any($1) or masked_device_id = any($1))
-    $query$ into of_others using tokens, person, of_others, blanks;
+    execute format(
+        'select $1 || coalesce(%s, ''{}'') from only staging.int_messages__masked where subject <> $2 and (%s)',
+        privacy.token_arrays(), privacy.token_columns('%I = any($3)', ' or ')
+    ) into of_others using of_others, person, tokens;
 
     on_record := privacy.record('person erased', reason => reason, removed => cardinality(theirs));
     perform privacy.bury(theirs, on_record);
     insert into privacy.erased_messages (message_id, load_id, erasure)
     select message_id, load_id, on_record
-    from unnest(published_ids, published_loads) as published (message_id, load_id)
+    from unnest(taken_ids, taken_loads) as taken (message_id, load_id)
     on conflict do nothing;  -- what dbt has not removed since an earlier erasure
     delete from privacy.originals where token = any(tokens) and token <> all(of_others);
     get diagnostics from_originals = row_count;
     from_raw := cardinality(theirs);
-    from_analytics := cardinality(published_ids) + cardinality(still_in_raw);
+    from_analytics := cardinality(taken_ids) + cardinality(still_in_raw);
 end $$;
 grant execute on function privacy.forget_user(text, text) to privacy_officer;
 

@@ -78,7 +78,7 @@ do $$
 begin
     if current_setting('server_version_num')::integer >= 160000 then
         create or replace function masking.parse_json(body text) returns jsonb
-        language plpgsql immutable parallel safe set plan_cache_mode = force_generic_plan as $f$
+        language plpgsql immutable parallel safe as $f$
         begin
             return case
                 when octet_length(body) > 4096 and masking.json_depth(body) > 1000 then null
@@ -87,7 +87,7 @@ begin
         end $f$;
 
         create or replace function masking.canonical_address(value text) returns text
-        language plpgsql immutable parallel safe set plan_cache_mode = force_generic_plan as $f$
+        language plpgsql immutable parallel safe as $f$
         declare
             bare constant text := masking.bare_address(masking.canonical_text(value));
         begin
@@ -110,17 +110,84 @@ begin
 
         create or replace function masking.canonical_address(value text) returns text
         language plpgsql immutable parallel unsafe set plan_cache_mode = force_generic_plan as $f$
+        declare
+            bare constant text := masking.bare_address(masking.canonical_text(value));
         begin
-            return masking.printed_address(masking.bare_address(masking.canonical_text(value))::inet);
+            return masking.printed_address(bare::inet);
         exception
             when data_exception then return 'raw:' || masking.canonical_text(value);
         end $f$;
     end if;
 end $$;
 
+-- An ISO 8601 time with its offset, or null.
+do $$
+begin
+    if current_setting('server_version_num')::integer >= 160000 then
+        create or replace function masking.parse_timestamp(value text) returns timestamptz
+        language plpgsql immutable parallel safe set datestyle = 'ISO' set timezone = 'UTC' as $f$
+        begin
+            return case
+                when value ~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]+(Z|[+-][0-9:]+)$'
+                    and pg_input_is_valid(value, 'timestamptz') then value::timestamptz
+            end;
+        end $f$;
+    else
+        create or replace function masking.parse_timestamp(value text) returns timestamptz
+        language plpgsql immutable parallel unsafe set datestyle = 'ISO' set timezone = 'UTC' as $f$
+        begin
+            return case
+                when value ~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]+(Z|[+-][0-9:]+)$' then value::timestamptz
+            end;
+        exception
+            when data_exception then return null;
+        end $f$;
+    end if;
+end $$;
+
+-- Whether a text has a value in it, alone or among other text, in any spelling whose canonical form is that value. Of a
+-- short value only as a word of its own, or `d` would be found in every `android`.
+create or replace function masking.exposes(open_text text, canonical text, form text) returns boolean
+language plpgsql immutable strict parallel safe as $$
+declare
+    text_in_form constant text := case form when 'exact' then open_text else lower(open_text collate "C") end;
+    is_address constant boolean := form = 'address' and canonical not like 'raw:%';
+    value constant text := case form when 'address' then regexp_replace(canonical, '^raw:', '') else canonical end;
+begin
+    if strpos(text_in_form, value) > 0 and (
+        length(value) >= 6 and not is_address
+        or text_in_form ~ (
+            '(?<![[:alnum:]])' || regexp_replace(value, '([^[:alnum:]])', '\\\1', 'g') || '(?![[:alnum:]])'
+        )
+    ) then
+        return true;
+    end if;
+    if is_address and text_in_form ~ '[0-9]\.[0-9]+\.[0-9]+\.[0-9]|:.*:' then
+        return canonical in (select * from masking.addresses_in(text_in_form));
+    end if;
+    return false;
+end $$;
+
+-- What might be an address in a text, in canonical form: four numbers between dots, and whatever lies between colons.
+create or replace function masking.addresses_in(lower_text text) returns setof text
+language sql immutable parallel safe
+begin atomic
+    select masking.canonical_address(btrim(candidate, '.'))
+    from (
+        select (regexp_matches(lower_text, '(?<![0-9])[0-9]+(?:\.[0-9]+){3}(?![0-9])', 'g'))[1] as candidate
+        union
+        select array_to_string(parts[first:last], ':')
+        from regexp_matches(lower_text, '[0-9a-f.]*:[0-9a-f:.]+', 'g') as run (found)
+        cross join lateral string_to_array(run.found[1], ':') as split (parts)
+        cross join lateral generate_series(1, cardinality(parts)) as first
+        cross join lateral generate_series(first + 2, least(first + 8, cardinality(parts))) as last
+    ) as candidates;
+end;
+
 -- A view's tables are read with its owner's rights, its functions run with the caller's.
 grant execute on function
     masking.fail(text), masking.token(text, bytea), masking.canonical_exact(text), masking.canonical_text(text),
     masking.canonical_identifier(text), masking.bare_address(text), masking.printed_address(inet),
-    masking.canonical_address(text), masking.json_depth(text), masking.parse_json(text)
+    masking.canonical_address(text), masking.json_depth(text), masking.parse_json(text), masking.parse_timestamp(text),
+    masking.exposes(text, text, text), masking.addresses_in(text)
 to transformer, pipeline_owner;

@@ -54,7 +54,7 @@ begin
         return 0;
     end if;
     select sealed_to into strict last_sealed from privacy.settings for update;
-    select mask_key_version into boundary_version from masking.base_sqs__masked_values limit 1;
+    select mask_key_version into boundary_version from masking.base_sqs__messages limit 1;
     if boundary_version <> masking.key_version() then
         raise exception 'a key rotation is under way: finish it with `make rotate-key`';
     end if;

@@ -17,26 +17,21 @@ begin
     if keep_days < 28 is not false then
         raise exception 'raw is kept for 28 days or more: until then SQS may deliver a message again';
     end if;
-    perform privacy.require_plain_tables();
+    perform privacy.require_plain_table();
     if exists (select from privacy.public_keys) then
         last_load := least(last_load, (select sealed_to from privacy.settings));
     end if;
     last_load := least(last_load, (select min(load_id) - 1 from raw.loads where loaded_at >= landed_before));
 
-    -- what raw has and dbt has not published: from there on, everything stays
+    -- the first load of which raw has more than dbt has taken: from there on, everything stays
     execute $query$
-        select min(load_id) from (
-            select in_raw.load_id
-            from (select load_id, count(*) as messages from raw.sqs_messages where load_id <= $1 group by load_id) as in_raw
-            left join (
-                select load_id, count(*) as messages from only analytics.user_logins where load_id <= $1 group by load_id
-            ) as accepted on accepted.load_id = in_raw.load_id
-            left join (
-                select load_id, count(*) as messages from only analytics.rejected_messages
-                where load_id <= $1 group by load_id
-            ) as rejected on rejected.load_id = in_raw.load_id
-            where in_raw.messages > coalesce(accepted.messages, 0) + coalesce(rejected.messages, 0)
-        ) as not_taken
+        select min(in_raw.load_id)
+        from (select load_id, count(*) as messages from raw.sqs_messages where load_id <= $1 group by load_id) as in_raw
+        left join (
+            select load_id, count(*) as messages from only staging.int_messages__masked
+            where load_id <= $1 group by load_id
+        ) as taken on taken.load_id = in_raw.load_id
+        where in_raw.messages > coalesce(taken.messages, 0)
     $query$ into missing using last_load;
     last_load := least(last_load, missing - 1);
 

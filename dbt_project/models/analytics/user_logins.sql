@@ -11,18 +11,21 @@ messages as (
 logins as (
 
     select
-        user_id,
-        device_type,
-        masked_ip,
-        masked_device_id,
-        locale,
+        user_id::varchar({{ longest('logins', 'user_id') }}) as user_id,
+        device_type::varchar({{ longest('logins', 'device_type') }}) as device_type,
+        masked_ip::varchar(256) as masked_ip,
+        masked_device_id::varchar(256) as masked_device_id,
+        locale::varchar({{ longest('logins', 'locale') }}) as locale,
         app_version,
         (sent_at at time zone 'utc')::date as create_date,
         message_id,
         mask_key_version,
-        load_id
+        load_id,
+        {{ logged_in_at('logins') }} as logged_in_at,
+        ip_is_placeholder,
+        device_id_is_placeholder
     from messages
-    where is_accepted and {{ in_load_window('load_id') }}
+    where is_accepted and event_type = 'logins' and {{ in_load_window('load_id') }}
 
 )
 

@@ -1,39 +1,40 @@
--- What proves the masks right, as counts over all accepted messages in raw, by kind of value.
+-- What proves the masks right, as counts over all accepted messages in raw: by event type and masked field.
+{%- set open_names = declared_fields(masked=false) | map(attribute='name') | join(', ') %}
 
 with
 
-logins as (
+values_and_tokens as (
+{%- for field in declared_fields(masked=true) %}
 
     select
-        *,
-        array[
-            masking.canonical_text(user_id), masking.canonical_text(device_type), masking.canonical_text(locale)
-        ] as in_the_open
-    from {{ ref('base_sqs__logins') }}
+        event_type,
+        '{{ field.name }}' as field,
+        {{ field.name }} as plain,
+        masked_{{ field.name }} as token,
+        not {{ field.name }}_is_placeholder
+        and masking.exposes(concat_ws(E'\n', {{ open_names }}), {{ field.name }}, '{{ field.form }}') as is_in_the_open
+    from {{ ref('base_sqs__messages') }}
     where reason is null
-
-),
-
-values_and_tokens as (
-
-    select 'ip' as kind, ip as plain, masked_ip as token, in_the_open from logins
+    {%- if not loop.last %}
     union all
-    select 'device_id' as kind, device_id as plain, masked_device_id as token, in_the_open from logins
+    {%- endif %}
+{%- endfor %}
 
 ),
 
 counted as (
 
     select
-        kind,
-        count(*) as logins,
+        event_type,
+        field,
+        count(*) as messages,
         count(distinct plain) as plain_values,
         count(distinct token) as tokens,
-        count(distinct row(plain, token)) as pairs,
+        count(distinct row(plain, token)) filter (where plain is not null or token is not null) as pairs,
         count(*) filter (where token = encode(sha256(convert_to(plain, 'UTF8')), 'hex')) as tokens_without_key,
-        count(*) filter (where plain = any(in_the_open)) as logins_with_value_in_the_open
+        count(*) filter (where is_in_the_open) as messages_with_value_in_the_open
     from values_and_tokens
-    group by kind
+    group by event_type, field
 
 )
 

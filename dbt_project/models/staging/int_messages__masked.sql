@@ -9,15 +9,15 @@
 
 with
 
-logins as (
+messages as (
 
-    select * from {{ as_owner(ref('stg_sqs__logins'), after, before) }}
+    select * from {{ as_owner(ref('stg_sqs__messages'), after, before) }}
 
 ),
 
-new_logins as (
+new_messages as (
 
-    select * from logins
+    select * from messages
     where load_id > {{ after }} and load_id < {{ before }}
 
 )
@@ -27,14 +27,11 @@ select
     queue,
     load_id,
     sent_at,
+    event_type,
     reason is null as is_accepted,
     reason,
     body_bytes,
-    user_id::varchar(128) as user_id,
-    device_type::varchar(32) as device_type,
-    masked_ip::varchar(256) as masked_ip,
-    masked_device_id::varchar(256) as masked_device_id,
-    locale::varchar(32) as locale,
-    app_version,
+    subject,
+    {{ declared_columns() | join(',\n    ') }},
     mask_key_version
-from new_logins
+from new_messages

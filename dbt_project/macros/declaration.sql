@@ -1,0 +1,163 @@
+{#
+  The events as dbt_project.yml declares them (vars: kinds, events), checked and completed. Everything that depends on
+  a field starts from here. A declaration that cannot be right stops every command, before anything is built.
+#}
+{% macro declared_events() -%}
+    {%- set kinds, events = var('kinds'), {} -%}
+    {%- for kind, it in kinds.items() -%}
+        {%- do declared_as('kind ' ~ kind, it, required=['form'], optional=['none']) -%}
+        {%- do one_of('kind ' ~ kind, 'form', it.form, ['address', 'identifier', 'text', 'exact']) -%}
+        {%- do plain_name('kind ' ~ kind, kind) -%}
+    {%- endfor -%}
+    {%- set queues, models, columns = [], [], {} -%}
+    {%- for name, it in var('events').items() -%}
+        {%- set where = 'event ' ~ name -%}
+        {%- do plain_name(where, name) -%}
+        {%- do declared_as(where, it, required=['queues', 'model', 'subject', 'fields'], optional=['envelope', 'shown_to_the']) -%}
+        {%- do one_of(where, 'envelope', it.get('envelope', 'none'), ['none', 'sns', 'eventbridge']) -%}
+        {%- do one_of(where, 'shown_to_the', it.get('shown_to_the', 'second'), ['second', 'minute', 'hour', 'day']) -%}
+        {%- do only_once(where, 'the queue', it.queues, queues) -%}
+        {%- do only_once(where, 'the model', [it.model], models) -%}
+        {%- set fields = {} -%}
+        {%- for field, declared in it.fields.items() -%}
+            {%- do fields.update({field: declared_field(where ~ ', field ' ~ field, field, declared, kinds)}) -%}
+            {%- do same_everywhere(where ~ ', field ' ~ field, field, fields[field], columns) -%}
+        {%- endfor -%}
+        {%- do no_path_inside_another(where, fields) -%}
+        {%- if it.subject not in fields or fields[it.subject].masked_as or fields[it.subject].type != 'text'
+            or not fields[it.subject].required -%}
+            {%- do wrong(where, 'subject: ' ~ it.subject ~ ' is not one of its fields that is open, text and required') -%}
+        {%- endif -%}
+        {%- do events.update({name: {
+            'queues': it.queues, 'model': it.model, 'subject': it.subject, 'fields': fields,
+            'envelope': it.get('envelope', 'none'), 'shown_to_the': it.get('shown_to_the', 'second'),
+        }}) -%}
+    {%- endfor -%}
+    {{ return(events) }}
+{%- endmacro %}
+
+
+{% macro declared_field(where, name, declared, kinds) -%}
+    {%- do plain_name(where, name) -%}
+    {%- set masked = 'masked_as' in declared -%}
+    {%- do declared_as(where, declared, required=['masked_as' if masked else 'type'], optional=['path', 'required', 'longest']) -%}
+    {%- if masked -%}
+        {%- do one_of(where, 'masked_as', declared.masked_as, kinds) -%}
+    {%- else -%}
+        {%- do one_of(where, 'type', declared.type, ['text', 'version', 'integer', 'boolean', 'timestamp']) -%}
+    {%- endif -%}
+    {%- set type = 'text' if masked else declared.type -%}
+    {%- if type == 'text' and not (declared.get('longest') is integer and declared.longest > 0) -%}
+        {%- do wrong(where, 'longest: how many characters may it have?') -%}
+    {%- elif type != 'text' and 'longest' in declared -%}
+        {%- do wrong(where, 'longest is for text, and this is of type ' ~ type) -%}
+    {%- endif -%}
+    {{ return({
+        'name': name, 'type': type, 'masked_as': declared.get('masked_as'), 'longest': declared.get('longest'),
+        'required': declared.get('required', false), 'path': (declared.get('path', name) | string).split('.'),
+        'form': kinds[declared.masked_as].form if masked, 'none': kinds[declared.masked_as].get('none', []) if masked,
+    }) }}
+{%- endmacro %}
+
+
+{# What makes a declaration wrong. #}
+{% macro wrong(where, what) -%}
+    {%- do exceptions.raise_compiler_error('dbt_project.yml, ' ~ where ~ ': ' ~ what ~ '.') -%}
+{%- endmacro %}
+
+{% macro declared_as(where, it, required, optional) -%}
+    {%- if it is not mapping -%}{%- do wrong(where, 'nothing is declared') -%}{%- endif -%}
+    {%- for key in required if key not in it -%}
+        {%- do wrong(where, key ~ ' is missing' ~ (' (or masked_as, with a kind)' if key == 'type')) -%}
+    {%- endfor -%}
+    {%- for key in it if key not in required + optional -%}
+        {%- do wrong(where, key ~ ' is unknown; there are ' ~ (required + optional) | join(', ')) -%}
+    {%- endfor -%}
+{%- endmacro %}
+
+{% macro one_of(where, key, value, values) -%}
+    {%- if value not in values -%}
+        {%- do wrong(where, key ~ ': ' ~ value ~ ' is not one of ' ~ values | join(', ')) -%}
+    {%- endif -%}
+{%- endmacro %}
+
+{% macro only_once(where, what, names, seen) -%}
+    {%- for name in names -%}
+        {%- if name in seen -%}{%- do wrong(where, what ~ ' ' ~ name ~ ' is declared twice') -%}{%- endif -%}
+        {%- do seen.append(name) -%}
+    {%- endfor -%}
+{%- endmacro %}
+
+{% macro plain_name(where, name) -%}
+    {%- set taken = ['message_id', 'queue', 'load_id', 'sent_at', 'loaded_at', 'event_type', 'reason', 'body', 'body_bytes',
+        'is_accepted', 'subject', 'mask_key_version', 'create_date', 'logged_in_at'] -%}
+    {%- if not modules.re.fullmatch('[a-z][a-z0-9_]{0,39}', name | string) or name in taken -%}
+        {%- do wrong(where, 'a name has small letters, digits and _, and is none of ' ~ taken | join(', ')) -%}
+    {%- endif -%}
+{%- endmacro %}
+
+{# Event types share the boundary's columns: one name, one type. #}
+{% macro same_everywhere(where, name, field, columns) -%}
+    {%- for column in (['masked_' ~ name, name ~ '_is_placeholder', name] if field.masked_as else [name]) -%}
+        {%- set meant = (name, field.type, field.masked_as) -%}
+        {%- if columns.get(column, meant) != meant -%}
+            {%- do wrong(where, 'the column ' ~ column ~ ' is declared twice, as something else') -%}
+        {%- endif -%}
+        {%- do columns.update({column: meant}) -%}
+    {%- endfor -%}
+{%- endmacro %}
+
+{% macro no_path_inside_another(where, fields) -%}
+    {%- for one in fields.values() -%}
+        {%- for other in fields.values() if other.name != one.name and other.path[:one.path | length] == one.path -%}
+            {%- do wrong(where, one.name ~ ' and ' ~ other.name ~ ' are read from the same place, ' ~ one.path | join('.')) -%}
+        {%- endfor -%}
+    {%- endfor -%}
+{%- endmacro %}
+
+
+{# The fields of all event types, each name once; `events` says which have it, with its path and rules there. #}
+{% macro declared_fields(masked) -%}
+    {%- set fields = {} -%}
+    {%- for event, it in declared_events().items() -%}
+        {%- for name, field in it.fields.items() if (field.masked_as is not none) == masked -%}
+            {%- if name not in fields -%}{%- do fields.update({name: dict(field, events={})}) -%}{%- endif -%}
+            {%- do fields[name].events.update({event: field}) -%}
+        {%- endfor -%}
+    {%- endfor -%}
+    {{ return(fields.values() | list) }}
+{%- endmacro %}
+
+
+{# What anybody but masker sees of a message, as the boundary and staging have it. #}
+{% macro declared_columns() -%}
+    {%- set columns = [] -%}
+    {%- for field in declared_fields(masked=false) -%}{%- do columns.append(field.name) -%}{%- endfor -%}
+    {%- for field in declared_fields(masked=true) -%}
+        {%- do columns.extend(['masked_' ~ field.name, field.name ~ '_is_placeholder']) -%}
+    {%- endfor -%}
+    {{ return(columns) }}
+{%- endmacro %}
+
+
+{% macro quoted_list(values) -%}
+    {%- for value in values -%} '{{ value | string | replace("'", "''") }}' {{- ', ' if not loop.last }} {%- endfor -%}
+{%- endmacro %}
+
+
+{# For a mart: how long a text may be, as its column is declared. #}
+{% macro longest(event, field) -%} {{ declared_events()[event].fields[field].longest }} {%- endmacro %}
+
+
+{# For a mart: when the queue received the message, as exactly as its event type shows it. #}
+{% macro logged_in_at(event) -%} date_trunc('{{ declared_events()[event].shown_to_the }}', sent_at, 'utc') {%- endmacro %}
+
+
+{# The columns that a model's YAML promises. #}
+{% macro columns_of(model_name) -%}
+    {%- set columns = [] -%}
+    {%- for node in (graph.nodes.values() if execute else []) if node.resource_type == 'model' and node.name == model_name -%}
+        {%- do columns.extend(node.columns) -%}
+    {%- endfor -%}
+    {{ return(columns) }}
+{%- endmacro %}
