@@ -40,7 +40,7 @@ insert into public.floor
 select
     user_id::varchar(128), device_type::varchar(32), masked_ip::varchar(256), masked_device_id::varchar(256),
     locale::varchar(32), app_version, (sent_at at time zone 'utc')::date, message_id, mask_key_version, load_id
-from masking.base_sqs__logins where reason is null
+from masking.base_sqs__messages where reason is null
 """
 FLOOR_TABLE = """
 create table if not exists public.floor (like analytics.user_logins including all);

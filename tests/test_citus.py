@@ -87,10 +87,10 @@ def test_views_that_lend_their_owners_rights_to_nobody_are_enough(database):
             cursor.execute(f"alter view {name} set (security_invoker = true)")
     assert len(names) >= 7
 
-    for view in ("stg_sqs__logins", "base_sqs__logins", "stg_sqs__mask_consistency"):
+    for view in ("stg_sqs__messages", "base_sqs__messages", "stg_sqs__mask_consistency"):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             as_transformer(database, f"select * from masking.{view}")
-    assert len(as_transformer(database, "select masked_ip from masking.read_stg_sqs__logins()")) == 10
+    assert len(as_transformer(database, "select masked_ip from masking.read_stg_sqs__messages()")) == 10
     reports = [name for name in names if name.startswith("analytics.")]
     for report in reports:
         assert query(database, f"select * from {report}")
@@ -103,7 +103,7 @@ def test_views_that_lend_their_owners_rights_to_nobody_are_enough(database):
     [
         "select masking.masked('ip', '192.0.2.1', 1)",
         "select * from masking.keys",
-        "select * from masking.read_base_sqs__logins()",
+        "select * from masking.read_base_sqs__messages()",
         "select raw.distribute()",
         "select body from raw.sqs_messages",
     ],

@@ -55,9 +55,9 @@ def test_every_unit_test_passes(built):
     ("view", "change"),
     [
         pytest.param(
-            "base_sqs__logins", "create or replace view {view} with (security_barrier) as {sql} limit 5", id="other"
+            "base_sqs__messages", "create or replace view {view} with (security_barrier) as {sql} limit 5", id="other"
         ),
-        pytest.param("stg_sqs__logins", "alter view {view} reset (security_barrier)", id="no-barrier"),
+        pytest.param("stg_sqs__messages", "alter view {view} reset (security_barrier)", id="no-barrier"),
         pytest.param("stg_sqs__mask_consistency", "drop view {view}", id="gone"),
     ],
 )
@@ -73,10 +73,10 @@ def test_a_boundary_that_is_not_the_projects_stops_the_run_and_is_named(built, v
 
 def test_deploying_keeps_what_stands_on_the_boundary_and_who_may_read_it(built):
     with contextlib.closing(built.connect("transformer_user")) as connection, connection, connection.cursor() as cursor:
-        cursor.execute("create view staging.mine as select message_id from masking.stg_sqs__logins")
+        cursor.execute("create view staging.mine as select message_id from masking.stg_sqs__messages")
     as_masker(
         built,
-        f"create or replace view masking.stg_sqs__logins as {definition(built, 'stg_sqs__logins').rstrip(';')} limit 0",
+        f"create or replace view masking.stg_sqs__messages as {definition(built, 'stg_sqs__messages').rstrip(';')} limit 0",
     )
     assert query(built, "select count(*) from staging.mine", login="transformer_user") == [(0,)]
 
@@ -127,7 +127,7 @@ def test_it_parses_and_masks_in_parallel_workers(built):
     with contextlib.closing(built.connect("transformer_user")) as connection, connection.cursor() as cursor:
         cursor.execute(PARALLEL)
         cursor.execute(
-            "explain (format json, verbose) create temporary table t as select * from masking.stg_sqs__logins"
+            "explain (format json, verbose) create temporary table t as select * from masking.stg_sqs__messages"
         )
         plan = cursor.fetchone()[0][0]["Plan"]
         if connection.server_version < 160000:  # "is this valid?" takes an exception block there
@@ -151,7 +151,7 @@ def test_parallel_workers_come_to_the_same_result(built):
     for settings in (PARALLEL, "set max_parallel_workers_per_gather = 0"):
         with contextlib.closing(built.connect("transformer_user")) as connection, connection.cursor() as cursor:
             cursor.execute(settings)
-            cursor.execute("create temporary table t as select * from masking.stg_sqs__logins")
+            cursor.execute("create temporary table t as select * from masking.stg_sqs__messages")
             cursor.execute(totals)
             results.add(cursor.fetchone())
     assert len(results) == 1

@@ -135,8 +135,8 @@ DEFECTS = {
         "masker",
         """
         do $$ begin
-            execute 'create or replace view masking.base_sqs__logins with (security_barrier) as '
-                || replace(pg_get_viewdef('masking.base_sqs__logins'), $s$'exposes_plain_value'$s$, 'null');
+            execute 'create or replace view masking.base_sqs__messages with (security_barrier) as '
+                || replace(pg_get_viewdef('masking.base_sqs__messages'), $s$'exposes_plain_value'$s$, 'null');
         end $$
         """,
         {"assert_no_plain_value_in_the_open"},

@@ -31,9 +31,9 @@ def test_only_the_boundary_reads_messages_and_keys(manifest, models):
     plain = {"source.masked_logins.raw.sqs_messages", "source.masked_logins.masking.keys"}
     readers = {name for name, model in models.items() if plain & set(model.depends_on.nodes)}
     # pipeline_health reads times and ids, as transformer: the test of privileges shows that it cannot read more
-    assert readers - {"pipeline_health"} == {"base_sqs__logins"}
+    assert readers - {"pipeline_health"} == {"base_sqs__messages"}
     inside = {
-        name for name, model in models.items() if "model.masked_logins.base_sqs__logins" in model.depends_on.nodes
+        name for name, model in models.items() if "model.masked_logins.base_sqs__messages" in model.depends_on.nodes
     }
     assert {models[name].schema for name in inside} == {"masking"}
 

@@ -160,7 +160,7 @@ BODIES = (SOUND.map(json.dumps) | JSON | CUT | NESTED | TEXT).filter(
 SEVERAL = settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 SAYS = """
 select reason, user_id, device_type, locale, app_version, masked_ip, masked_device_id
-from masking.stg_sqs__logins where message_id = any(%s) order by load_id, array_position(%s, message_id)
+from masking.stg_sqs__messages where message_id = any(%s) order by load_id, array_position(%s, message_id)
 """
 
 

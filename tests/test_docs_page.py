@@ -50,7 +50,7 @@ def test_it_describes_the_reports_and_what_they_are_for(page):
 
 @pytest.mark.parametrize("mart", ["user_logins", "rejected_messages", "shared_devices", "shared_ips", "daily_logins"])
 def test_what_analysts_read_comes_from_bodies_and_keys_through_the_boundary_alone(manifest, mart):
-    mart, boundary = f"model.masked_logins.{mart}", "model.masked_logins.stg_sqs__logins"
+    mart, boundary = f"model.masked_logins.{mart}", "model.masked_logins.stg_sqs__messages"
     locked = {"source.masked_logins.raw.sqs_messages", "source.masked_logins.masking.keys"}
     assert boundary in lineage(manifest, mart)
     assert locked <= lineage(manifest, mart)
@@ -59,7 +59,7 @@ def test_what_analysts_read_comes_from_bodies_and_keys_through_the_boundary_alon
 
 def test_the_boundary_has_a_colour_of_its_own(manifest):
     coloured = {node["name"] for node in manifest["nodes"].values() if (node.get("docs") or {}).get("node_color")}
-    assert coloured == {"base_sqs__logins", "stg_sqs__logins", "stg_sqs__mask_consistency"}
+    assert coloured == {"base_sqs__messages", "stg_sqs__messages", "stg_sqs__mask_consistency"}
 
 
 @needs_chromium

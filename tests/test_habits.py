@@ -46,7 +46,7 @@ def test_debug_finds_everything_in_order(type_dbt, target):
 
 def test_ls_lists_the_models(type_dbt):
     models, _ = type_dbt("dbt ls --resource-type model --output name")
-    assert {"user_logins", "rejected_messages", "stg_sqs__logins"} <= set(models)
+    assert {"user_logins", "rejected_messages", "stg_sqs__messages"} <= set(models)
 
 
 def test_a_model_runs_with_what_it_stands_on_and_is_shown(type_dbt, module_database):
@@ -54,8 +54,8 @@ def test_a_model_runs_with_what_it_stands_on_and_is_shown(type_dbt, module_datab
     type_dbt("dbt run")
     run, _ = type_dbt("dbt run --select +user_logins")
     assert [result.node.name for result in run] == [
-        "base_sqs__logins",
-        "stg_sqs__logins",
+        "base_sqs__messages",
+        "stg_sqs__messages",
         "int_messages__masked",
         "user_logins",
     ]

@@ -87,9 +87,9 @@ REFUSED = [
     ("grant select on masking.keys to public", EVERYBODY),
     ("select masking.open_rotation()", EVERYBODY),
     # views and functions of one's own
-    ("create view analytics.v as select * from masking.base_sqs__logins; select * from analytics.v", EVERYBODY),
+    ("create view analytics.v as select * from masking.base_sqs__messages; select * from analytics.v", EVERYBODY),
     ("create materialized view staging.v as select body from raw.sqs_messages", EVERYBODY),
-    ("create or replace view masking.stg_sqs__logins as select 1 as x", EVERYBODY),
+    ("create or replace view masking.stg_sqs__messages as select 1 as x", EVERYBODY),
     ("create function masking.canonical_ip(text, text) returns text language sql return $1", EVERYBODY),
     ("create function raw.f() returns text language sql security definer return 'x'", EVERYBODY),
     ("create rule r as on insert to raw.sqs_messages do also select 1", EVERYBODY),
@@ -155,7 +155,7 @@ def test_is_refused(connections, attempt, logins):
 
 LOUD = "set client_min_messages = debug5;\nset debug_print_plan = on;\nset debug_print_rewritten = on;\n"
 PLANNED = LOUD + "set plan_cache_mode = force_custom_plan;\nbegin;\n"
-BOUNDARY = "masking.stg_sqs__logins"
+BOUNDARY = "masking.stg_sqs__messages"
 FRUITLESS = {
     "explain": f"explain (analyze, verbose, settings) select * from {BOUNDARY}",
     "printed-plans": f"{PLANNED}select masked_ip, reason from {BOUNDARY};\nselect masked_ip, reason from {BOUNDARY}",

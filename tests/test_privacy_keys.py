@@ -130,7 +130,7 @@ def test_a_missing_key_is_an_error_and_no_null(database):
     superuser(database, "insert into masking.keys (kind, version, key) select 'ip', 2, extensions.gen_random_bytes(32)")
     deploy_boundary(database)
     with pytest.raises(psycopg2.errors.RaiseException, match="has no key of kind device_id, version 2"):
-        as_superuser(database, "select masked_device_id from masking.stg_sqs__logins")
+        as_superuser(database, "select masked_device_id from masking.stg_sqs__messages")
 
 
 def test_no_token_is_made_outside_a_rotation(database):

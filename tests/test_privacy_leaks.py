@@ -106,7 +106,7 @@ def secrets_of(database: Database, bodies: list[str]) -> dict[str, set[bytes]]:
             for kind in secrets:
                 value = message.get(kind) if isinstance(message, dict) else None
                 secrets[kind] |= {value, value.strip().lower()} if isinstance(value, str) else set()
-    canonical = "select regexp_replace(ip, '^raw:', ''), device_id from masking.base_sqs__logins where reason is null"
+    canonical = "select regexp_replace(ip, '^raw:', ''), device_id from masking.base_sqs__messages where reason is null"
     for ip, device_id in query(database, canonical, login=SUPERUSER):
         secrets["ip"].add(ip)
         secrets["device_id"].add(device_id)
@@ -178,7 +178,7 @@ def test_no_plain_value_and_no_key_is_anywhere_else(run):
     assert looked_at.issuperset(
         {
             *("analytics.user_logins", "staging.int_messages__masked", "privacy.originals", "privacy.audit"),
-            *("masking.stg_sqs__logins", "raw.loads", "extensions.pg_stat_statements", "definitions"),
+            *("masking.stg_sqs__messages", "raw.loads", "extensions.pg_stat_statements", "definitions"),
             *("pg_stats", "pg_statistic", "pg_description", "pg_proc", "pg_views", "pg_stat_activity"),
             *("dbt's target manifest.json", "dbt's target run_results.json", "dbt's target catalog.json"),
             *("dbt's target static_index.html", "dbt's target partial_parse.msgpack"),

@@ -40,9 +40,9 @@ MATRIX = [
     # masking
     ("select * from masking.keys", ()),
     ("insert into masking.keys values ('ip', 2, decode(repeat('00', 32), 'hex'))", ()),
-    ("select * from masking.base_sqs__logins", ()),
-    ("select count(*) from masking.base_sqs__logins", ()),
-    ("select * from masking.stg_sqs__logins", ("transformer_user",)),
+    ("select * from masking.base_sqs__messages", ()),
+    ("select count(*) from masking.base_sqs__messages", ()),
+    ("select * from masking.stg_sqs__messages", ("transformer_user",)),
     ("select * from masking.stg_sqs__mask_consistency", ("transformer_user",)),
     ("select masking.canonical_address('192.0.2.1')", ("transformer_user",)),
     ("select masking.ensure_keys('{ip}')", ()),
@@ -50,8 +50,8 @@ MATRIX = [
     ("select * from masking.base_sqs__masked_values", ()),
     ("select * from masking.base_sqs__subjects", ()),
     ("select masking.masked('ip', '192.0.2.1', 1)", ()),
-    ("create or replace view masking.stg_sqs__logins as select 1 as message_id", ()),
-    ("alter view masking.stg_sqs__logins reset (security_barrier)", ()),
+    ("create or replace view masking.stg_sqs__messages as select 1 as message_id", ()),
+    ("alter view masking.stg_sqs__messages reset (security_barrier)", ()),
     ("create function masking.f() returns int language sql return 1", ()),
     # extensions
     ("select extensions.hmac('x', 'y', 'sha256')", ()),
