@@ -45,8 +45,8 @@ LAND = """
 
 # In the same transaction, so with the same load_id.
 RECORD = """
-    insert into raw.loads (received, landed, duplicates)
-    values (%(received)s, %(landed)s, %(received)s - %(landed)s)
+    insert into raw.loads (queue, received, landed, duplicates)
+    values (%(queue)s, %(received)s, %(landed)s, %(received)s - %(landed)s)
     returning load_id
 """
 
@@ -202,7 +202,7 @@ def connect():
         cursor.execute(DURABLE)
         cursor.execute(INCOMING)
         cursor.execute("explain " + LAND, {"queue": ""})  # fails where a table or a grant is missing
-        cursor.execute("explain " + RECORD, {"received": 0, "landed": 0})
+        cursor.execute("explain " + RECORD, {"queue": "", "received": 0, "landed": 0})
     connection.commit()
     return connection
 
@@ -213,7 +213,7 @@ def insert(cursor, queue: str, messages: list[Message]) -> tuple[int, int]:
     cursor.copy_expert("copy pg_temp.incoming from stdin", lines)
     cursor.execute(LAND, {"queue": queue})
     landed = cursor.rowcount
-    cursor.execute(RECORD, {"received": sum(each.deliveries for each in messages), "landed": landed})
+    cursor.execute(RECORD, {"queue": queue, "received": sum(each.deliveries for each in messages), "landed": landed})
     return cursor.fetchone()[0], landed
 
 

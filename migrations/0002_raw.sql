@@ -36,6 +36,7 @@ create table raw.loads (
     load_id bigint primary key check (load_id > 0),
     loaded_at timestamptz not null default now(),
     loaded_by name not null default session_user,
+    queue text not null,
     received integer not null check (received >= 0),
     landed integer not null check (landed >= 0),
     duplicates integer not null check (duplicates >= 0),
@@ -61,6 +62,7 @@ comment on column raw.sqs_messages.attributes is 'SQS message attributes, by nam
 comment on column raw.sqs_messages.load_id is
 'The landing transaction (raw.loads) that brought the message; the cursor of dbt''s models.';
 comment on table raw.loads is 'Ledger: one row per landing transaction, written in that transaction.';
+comment on column raw.loads.queue is 'The queue: a load is of one.';
 comment on column raw.loads.received is 'Messages received from SQS: landed + duplicates.';
 comment on column raw.loads.landed is 'Messages that were new and are now in raw.sqs_messages.';
 comment on column raw.loads.duplicates is 'Messages that had landed before, or twice in this load.';
@@ -73,7 +75,7 @@ comment on column raw.purges.landed_before is 'When the purge was, less keep_day
 grant insert (
     message_id, queue, body, sent_at, receive_count, message_group_id, sequence_number, attributes, load_id, loaded_at
 ) on raw.sqs_messages to loader;
-grant insert (load_id, received, landed, duplicates), select on raw.loads to loader;
+grant insert (load_id, queue, received, landed, duplicates), select on raw.loads to loader;
 grant select on raw.load_id_seq to loader;
 
 -- masker: owns the boundary, which reads the messages with its rights.

@@ -15,7 +15,6 @@ from psycopg2.extensions import cursor as Cursor
 
 from loader import postgres
 
-KINDS = ("ip", "device_id")
 KEY = re.compile(r"(?:[0-9a-fA-F]{2}){32,}")  # 32 bytes or more: what masking.keys accepts
 
 
@@ -34,10 +33,14 @@ def rotate_key(imported: bool) -> None:
     Then deploy the boundary (make migrate), carry the tables over (dbt run-operation carry_tokens_over, as transformer)
     and close the rotation (close-rotation).
 
-    Keys to import are two lines, `ip` and `device_id`, each with at least 64 hexadecimal digits after a blank. Where
-    nothing has been landed yet they become the first keys; otherwise they are the next.
+    Keys to import are one line for each kind (`ip`, `device_id` and what else dbt_project.yml declares): the kind, a
+    blank and at least 64 hexadecimal digits. Where nothing has been landed yet they become the first keys; otherwise
+    they are the next.
     """
-    new_keys = _read_keys(sys.stdin) if imported else None
+    with _transaction("masker") as cursor:
+        cursor.execute("select masking.kinds()")
+        kinds = [kind for (kind,) in cursor.fetchall()]
+    new_keys = _read_keys(sys.stdin, kinds) if imported else None
     with _transaction("masker") as cursor:
         if _scalar(cursor, "select masking.is_rotation_open()"):
             if imported:
@@ -50,7 +53,7 @@ def rotate_key(imported: bool) -> None:
             cursor.execute(
                 "insert into masking.keys (kind, version, key) "
                 "select kind, %s, extensions.gen_random_bytes(32) from unnest(%s) as kind",
-                (version, list(KINDS)),
+                (version, kinds),
             )
         else:
             if version == 2 and _nothing_masked_yet(cursor):
@@ -116,7 +119,7 @@ def reveal(token: str | None, reason: str | None, request: int | None) -> None:
         opened = subprocess.run([gpg, "--quiet", "--decrypt"], input=sealed, stdout=subprocess.PIPE, text=True)
         if opened.returncode:
             raise click.ClickException("gpg could not open it; is the private key in this keyring?")
-        click.echo(f"{kind} {opened.stdout}")
+        click.echo(f"{kind} {_printable(opened.stdout)}")
 
 
 @main.command()
@@ -175,17 +178,21 @@ def _scalar(cursor: Cursor, query: str, *parameters: object) -> object:
     return cursor.fetchone()[0]
 
 
-def _read_keys(source: TextIO) -> dict[str, str]:
+def _printable(text: str) -> str:
+    """What an app wrote, on one line: a control character would forge a second one, or speak to the terminal."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def _read_keys(source: TextIO, kinds: list[str]) -> dict[str, str]:
     """Keys by kind. Typed, they are not shown; and no error says what was read."""
     typed = source.isatty()
-    lines = [f"{kind} {getpass(f'{kind}: ')}" for kind in KINDS] if typed else source.read().split("\n")
+    lines = [f"{kind} {getpass(f'{kind}: ')}" for kind in kinds] if typed else source.read().split("\n")
     words = [line.split() for line in lines if line.strip()]
-    if sorted(line[0] for line in words) != sorted(KINDS) or not all(
+    if sorted(line[0] for line in words) != sorted(kinds) or not all(
         len(line) == 2 and KEY.fullmatch(line[1]) for line in words
     ):
         raise click.ClickException(
-            "Wanted are two lines, one beginning with ip and one with device_id, each with a blank and at least 64 "
-            "hexadecimal digits after that."
+            f"Wanted is one line for each of {', '.join(kinds)}: the kind, a blank and at least 64 hexadecimal digits."
         )
     return dict(words)
 

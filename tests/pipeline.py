@@ -17,7 +17,7 @@ LAND = """
 insert into raw.sqs_messages (message_id, queue, body, sent_at, load_id)
 select message_id, 'login-queue', body, '2026-11-21 23:59:59.999+00', (select raw.current_load_id())
 from unnest(%(ids)s, %(bodies)s) as message (message_id, body);
-insert into raw.loads (received, landed, duplicates) values (%(n)s, %(n)s, 0)
+insert into raw.loads (queue, received, landed, duplicates) values ('login-queue', %(n)s, %(n)s, 0)
 """
 
 

@@ -41,7 +41,7 @@ def test_landed_is_accepted_or_rejected(cursor):
 def test_what_dbt_has_not_taken_waits(cursor):
     cursor.execute("update raw.loads set loaded_at = loaded_at - interval '2 hours'")
     cursor.execute(
-        "insert into raw.loads (loaded_at, received, landed, duplicates) values (now() - interval '1 hour', 9, 7, 2)"
+        "insert into raw.loads (loaded_at, queue, received, landed, duplicates) values (now() - interval '1 hour', 'login-queue', 9, 7, 2)"
     )
 
     assert health(cursor, "received, landed, duplicates, untransformed, unaccounted") == (13, 11, 2, 7, 0)
@@ -49,7 +49,7 @@ def test_what_dbt_has_not_taken_waits(cursor):
 
 
 def test_redeliveries_alone_do_not_wait(cursor):
-    cursor.execute("insert into raw.loads (received, landed, duplicates) values (2, 0, 2)")
+    cursor.execute("insert into raw.loads (queue, received, landed, duplicates) values ('login-queue', 2, 0, 2)")
     assert health(cursor, "duplicates, untransformed, landed_to_analytics = interval '0'") == (2, 0, True)
 
 

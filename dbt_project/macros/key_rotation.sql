@@ -22,8 +22,12 @@
     {%- set tables = [] -%}
     {%- for node in graph.nodes.values() if node.resource_type == 'model' and 'mask_key_version' in node.columns -%}
         {%- set table = load_relation(api.Relation.create(database=target.database, schema=node.schema, identifier=node.alias)) -%}
-        {%- if table and table.is_table -%}{%- do tables.append((table, node.columns)) -%}{%- endif -%}
+        {%- if table and table.is_table -%}
+            {%- do tables.append((table, adapter.get_columns_in_relation(table) | map(attribute='name') | list)) -%}
+        {%- endif -%}
     {%- endfor -%}
+    {%- set kinds = {} -%}
+    {%- for field in declared_fields(masked=true) -%}{%- do kinds.update({'masked_' ~ field.name: field.masked_as}) -%}{%- endfor -%}
 
     {%- do run_query("begin") -%}
     {%- for table, columns in tables -%}
@@ -31,8 +35,8 @@
     {%- endfor -%}
     {%- for table, columns in tables -%}
         {%- set new_values = {'mask_key_version': version} -%}
-        {%- for column in columns if column.startswith('masked_') -%}
-            {%- do new_values.update({column: "masking.carried_over('" ~ column[7:] ~ "', " ~ column ~ ', mask_key_version)'}) -%}
+        {%- for column in columns if column in kinds -%}
+            {%- do new_values.update({column: "masking.carried_over('" ~ kinds[column] ~ "', " ~ column ~ ', mask_key_version)'}) -%}
         {%- endfor -%}
         {%- set carried_over -%}
             {%- if is_distributed() -%}

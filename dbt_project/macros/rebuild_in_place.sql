@@ -2,7 +2,7 @@
   dbt's own incremental materialization, but for the full refresh of a table that is there already: dbt would build
   another and drop the old one, with all that analysts built on it. Here the table stays, and only rows that came out
   differently are written, in one transaction: readers never wait, and a rebuild that changes nothing leaves nothing
-  to vacuum. New columns are added; a column that analysts may use is never dropped or retyped.
+  to vacuum.
 #}
 {% materialization incremental, adapter='postgres' -%}
     {%- set existing = load_cached_relation(this) -%}
@@ -14,10 +14,11 @@
     {{ run_hooks(pre_hooks, inside_transaction=False) }}
     {{ run_hooks(pre_hooks, inside_transaction=True) }}
 
-    {{ get_assert_columns_equivalent(sql) }}
+    {% if config.get('contract').enforced %}{{ get_assert_columns_equivalent(sql) }}{% endif %}
     {% do run_query(create_table_as(True, rebuilt, sql)) %}
     {% do run_query('analyze ' ~ rebuilt) %}
-    {% do add_new_columns(existing, rebuilt) %}
+    {% do change_columns(existing, rebuilt) %}
+    {% if config.get('meta', {}).get('outlives_raw') %}{% do keep_what_is_purged(existing, rebuilt) %}{% endif %}
     {% call statement('main') -%}
         {%- if is_distributed() %} {{ rewrite(existing, rebuilt) }}
         {%- else %} {{ write_differences(existing, rebuilt, config.require('unique_key')) }}
@@ -35,19 +36,32 @@
 {%- endmaterialization %}
 
 
-{% macro add_new_columns(existing, rebuilt) -%}
+{# Adds the columns that are new and drops those that the project no longer has. A column that is used elsewhere, or has
+   another type, stops the rebuild. #}
+{% macro change_columns(existing, rebuilt) -%}
     {%- set changes = check_for_schema_changes(rebuilt, existing) -%}
-    {%- set changed = changes['target_not_in_source'] | map(attribute='name') | list
-        + changes['new_target_types'] | map(attribute='column_name') | list -%}
-    {%- if changed -%}
+    {%- set retyped = changes['new_target_types'] | map(attribute='column_name') | list -%}
+    {%- if retyped -%}
         {%- do exceptions.raise_compiler_error(
-            existing.schema ~ '.' ~ existing.identifier ~ ' cannot be rebuilt in place: ' ~ changed | join(', ')
-            ~ ' would be dropped or retyped. Change the table first (alter table), or drop it with what stands on it.'
+            existing.schema ~ '.' ~ existing.identifier ~ ' cannot be rebuilt in place: ' ~ retyped | join(', ')
+            ~ ' would be retyped. Change the table first (alter table), or drop it with what stands on it.'
         ) -%}
     {%- endif -%}
-    {%- if changes['source_not_in_target'] -%}
-        {%- do alter_relation_add_remove_columns(existing, changes['source_not_in_target'], none) -%}
+    {%- if changes['source_not_in_target'] or changes['target_not_in_source'] -%}
+        {%- do alter_relation_add_remove_columns(
+            existing, changes['source_not_in_target'] or none, changes['target_not_in_source'] or none
+        ) -%}
     {%- endif -%}
+{%- endmacro %}
+
+
+{# Only raw can say what a message was. What was made of messages that have been purged from it since stays as it is. #}
+{% macro keep_what_is_purged(existing, rebuilt) -%}
+    {%- set columns = adapter.get_columns_in_relation(existing) | map(attribute='quoted') | join(', ') -%}
+    {%- do run_query(
+        'insert into ' ~ rebuilt ~ ' (' ~ columns ~ ') select ' ~ columns ~ ' from ' ~ existing
+        ~ ' where message_id not in (select message_id from ' ~ rebuilt ~ ')'
+    ) -%}
 {%- endmacro %}
 
 

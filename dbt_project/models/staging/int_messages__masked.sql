@@ -1,10 +1,10 @@
 -- One row per landed message, accepted or rejected, already masked: the state that every other model starts from.
 -- The originals of new tokens are sealed in the same transaction (migrations/routines/recovery.sql).
 {{ config(
-    indexes=[{'columns': ['load_id']}, {'columns': ['is_accepted', 'load_id']}],
+    indexes=[{'columns': ['message_id'], 'unique': true}, {'columns': ['load_id']}, {'columns': ['is_accepted', 'load_id']}],
+    meta={'outlives_raw': true},
     post_hook='select privacy.seal_originals()'
 ) }}
-{{ refuse_to_forget_purged() }}
 {%- set after, before = last_load_id(), safe_load_id() %}
 
 with
