@@ -15,36 +15,38 @@ DBT_PROJECT = Path(__file__).parents[1] / "dbt_project"
 
 LAND = """
 insert into raw.sqs_messages (message_id, queue, body, sent_at, load_id)
-select message_id, 'login-queue', body, '2026-11-21 23:59:59.999+00', (select raw.current_load_id())
+select message_id, %(queue)s, body, '2026-11-21 23:59:59.999+00', (select raw.current_load_id())
 from unnest(%(ids)s, %(bodies)s) as message (message_id, body);
-insert into raw.loads (queue, received, landed, duplicates) values ('login-queue', %(n)s, %(n)s, 0)
+insert into raw.loads (queue, received, landed, duplicates) values (%(queue)s, %(n)s, %(n)s, 0)
 """
 
 
-def land(database, bodies: Iterable[str], prefix: str = "m") -> list[str]:
+def land(database, bodies: Iterable[str], prefix: str = "m", queue: str = "login-queue") -> list[str]:
     """Land each body in one load, as the loader's login; returns their message ids, in order."""
     bodies = list(bodies)
     ids = [f"{prefix}{n}" for n in range(len(bodies))]
     with contextlib.closing(database.connect("loader_user")) as connection, connection, connection.cursor() as cursor:
-        cursor.execute(LAND, {"n": len(ids), "ids": ids, "bodies": bodies})
+        cursor.execute(LAND, {"n": len(ids), "queue": queue, "ids": ids, "bodies": bodies})
     return ids
 
 
-def dbt(database, *arguments: str, login: str = "transformer_user", expect: bool | None = True):
+def dbt(
+    database, *arguments: str, login: str = "transformer_user", expect: bool | None = True, project: Path = DBT_PROJECT
+):
     """Run a dbt command on this database; its result, or a failed test with what dbt said. None: it may fail or not."""
-    return invoke(dbtRunner(parsed(database, login)), database, login, arguments, expect)
+    return invoke(dbtRunner(parsed(database, login, project)), database, login, arguments, expect, project)
 
 
 @functools.cache
-def parsed(database, login: str):
+def parsed(database, login: str, project: Path = DBT_PROJECT):
     """The project as dbt reads it, which takes longer than most of what is then done with it."""
-    return invoke(dbtRunner(), database, login, ["parse"], True).result
+    return invoke(dbtRunner(), database, login, ["parse"], True, project).result
 
 
-def invoke(runner: dbtRunner, database, login: str, arguments: Iterable[str], expect: bool | None):
+def invoke(runner: dbtRunner, database, login: str, arguments: Iterable[str], expect: bool | None, project: Path):
     said = io.StringIO()
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, database.env(login)):
-        options = ["--project-dir", DBT_PROJECT, "--profiles-dir", DBT_PROJECT, "--target-path", folder]
+        options = ["--project-dir", project, "--profiles-dir", project, "--target-path", folder]
         options += ["--log-level-file", "none"]  # dbt never closes its log
         with contextlib.redirect_stdout(said):
             result = runner.invoke([*arguments, *map(str, options)])

@@ -89,7 +89,8 @@
 {# What is published of an open field. Blank text is null, which it can only be where the field is not required. #}
 {% macro open_value(field) -%}
     {%- set text = texts_by_event(field) -%}
-    {%- if field.type == 'text' -%} case when {{ is_blank(text) }} then null else {{ text }} end
+    {%- if field.type == 'text' and field.required -%} {{ text }}
+    {%- elif field.type == 'text' -%} case when {{ is_blank(text) }} then null else {{ text }} end
     {%- elif field.type == 'version' -%} {{ pack_version('(' ~ text ~ ')') }}
     {%- elif field.type == 'timestamp' -%} masking.parse_timestamp({{ text }})
     {%- else -%} ({{ text }})::{{ {'integer': 'bigint', 'boolean': 'boolean'}[field.type] }}
@@ -161,12 +162,34 @@
 
 {# An app that puts the device id or the address where analysts can read it. What stands for "none" gives nothing away. #}
 {% macro exposure_in(event) -%}
-    {%- set texts = [] -%}
-    {%- for field in event.fields.values() if not field.masked_as -%}{%- do texts.append(field_text(field)) -%}{%- endfor -%}
     {%- for field in event.fields.values() if field.masked_as %}
-        when masking.exposes(concat_ws(E'\n', {{ texts | join(', ') }}), canonical_{{ field.name }}.value, '{{ field.form }}')
-            and not ({{ is_placeholder(field) }}) then 'exposes_plain_value'
+        {%- set texts = [] -%}
+        {%- for open in event.fields.values() if is_searched(open, field) -%}{%- do texts.append(field_text(open)) -%}{%- endfor %}
+        when ({{ exposes(texts, 'canonical_' ~ field.name ~ '.value', field.form) }}) and not ({{ is_placeholder(field) }})
+            then 'exposes_plain_value'
     {%- endfor %}
+{%- endmacro %}
+
+
+{# A version has no room for an address. #}
+{% macro is_searched(open, field) -%}
+    {{ return(not open.masked_as and (open.type != 'version' or field.form != 'address')) }}
+{%- endmacro %}
+
+
+{# Whether one of these texts has the value in it: the verdict and its proof ask this alike. #}
+{% macro exposes(texts, canonical, form) -%}
+    {%- for text in texts %} masking.exposes({{ text }}, {{ canonical }}, '{{ form }}') {{- ' or ' if not loop.last }} {%- endfor -%}
+{%- endmacro %}
+
+
+{# What is published in the open, as text. #}
+{% macro published_texts(field) -%}
+    {%- set texts = [] -%}
+    {%- for open in declared_fields(masked=false) if is_searched(open, field) -%}
+        {%- do texts.append('analytics.decode_app_version(' ~ open.name ~ ')' if open.type == 'version' else open.name ~ '::text') -%}
+    {%- endfor -%}
+    {{ return(texts) }}
 {%- endmacro %}
 
 

@@ -31,7 +31,7 @@ return nullif(lower(btrim(value, E' \t\n\r\x0B\f') collate "C"), '');
 create or replace function masking.canonical_identifier(value text) returns text
 language sql immutable parallel safe
 return case
-    when masking.canonical_text(value) ~ '^\{[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\}$'
+    when value like '%{%' and masking.canonical_text(value) ~ '^\{[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\}$'
         then substr(masking.canonical_text(value), 2, 36)
     else masking.canonical_text(value)
 end;
@@ -40,7 +40,7 @@ end;
 create or replace function masking.bare_address(value text) returns text
 language sql immutable parallel safe
 return case
-    when value ~ '^[0-9.]*$' then value  -- nearly all are so
+    when ltrim(value, '0123456789.') = '' then value  -- nearly all are so
     else regexp_replace(
         regexp_replace(value, '^(?:\[([^][]*)\](?::[0-9]+)?|([0-9.]+):[0-9]+)((?:/[0-9]+)?)$', '\1\2\3'), '%[^/]*', ''
     )
@@ -145,43 +145,51 @@ begin
     end if;
 end $$;
 
--- Whether a text has a value in it, alone or among other text, in any spelling whose canonical form is that value. Of a
--- short value only as a word of its own, or `d` would be found in every `android`.
-create or replace function masking.exposes(open_text text, canonical text, form text) returns boolean
-language plpgsql immutable strict parallel safe as $$
-declare
-    text_in_form constant text := case form when 'exact' then open_text else lower(open_text collate "C") end;
-    is_address constant boolean := form = 'address' and canonical not like 'raw:%';
-    value constant text := case form when 'address' then regexp_replace(canonical, '^raw:', '') else canonical end;
+-- Of a short value only as a word of its own, or `d` would be found in every `android`.
+create or replace function masking.has_value(text_in_form text, value text) returns boolean
+language sql immutable parallel safe
+return strpos(text_in_form, value) > 0 and (
+    length(value) >= 6
+    or text_in_form ~ (
+        '(?<![[:alnum:]])' || regexp_replace(value, '([^[:alnum:]])', '\\\1', 'g') || '(?![[:alnum:]])'
+    )
+);
+
+-- What might be an address in a text: four numbers between dots, and whatever lies between colons. (jit: compiling this
+-- takes longer than running it a thousand times.)
+create or replace function masking.has_address(lower_text text, canonical text) returns boolean
+language plpgsql immutable strict parallel safe set jit = off as $$
 begin
-    if strpos(text_in_form, value) > 0 and (
-        length(value) >= 6 and not is_address
-        or text_in_form ~ (
-            '(?<![[:alnum:]])' || regexp_replace(value, '([^[:alnum:]])', '\\\1', 'g') || '(?![[:alnum:]])'
+    return case
+        when canonical like 'raw:%' then masking.has_value(lower_text, substr(canonical, 5))
+        when lower_text !~ '[0-9]\.[0-9]+\.[0-9]+\.[0-9]|:.*:' then false
+        else canonical in (
+            select masking.canonical_address(btrim(candidate, '.'))
+            from (
+                select (regexp_matches(lower_text, '(?<![0-9])[0-9]+(?:\.[0-9]+){3}(?![0-9])', 'g'))[1] as candidate
+                union
+                select array_to_string(parts[first:last], ':')
+                from regexp_matches(lower_text, '[0-9a-f.]*:[0-9a-f:.]+', 'g') as run (found)
+                cross join lateral string_to_array(run.found[1], ':') as split (parts)
+                cross join lateral generate_series(1, cardinality(parts)) as first
+                cross join lateral generate_series(first + 2, least(first + 8, cardinality(parts))) as last
+            ) as candidates
         )
-    ) then
-        return true;
-    end if;
-    if is_address and text_in_form ~ '[0-9]\.[0-9]+\.[0-9]+\.[0-9]|:.*:' then
-        return canonical in (select * from masking.addresses_in(text_in_form));
-    end if;
-    return false;
+    end;
 end $$;
 
--- What might be an address in a text, in canonical form: four numbers between dots, and whatever lies between colons.
-create or replace function masking.addresses_in(lower_text text) returns setof text
+-- Whether a text has a value in it, alone or among other text, in any spelling whose canonical form is that value. Nearly
+-- always it has not, so what finds that out is plain SQL, which PostgreSQL writes into the query.
+create or replace function masking.exposes(open_text text, canonical text, form text) returns boolean
 language sql immutable parallel safe
-begin atomic
-    select masking.canonical_address(btrim(candidate, '.'))
-    from (
-        select (regexp_matches(lower_text, '(?<![0-9])[0-9]+(?:\.[0-9]+){3}(?![0-9])', 'g'))[1] as candidate
-        union
-        select array_to_string(parts[first:last], ':')
-        from regexp_matches(lower_text, '[0-9a-f.]*:[0-9a-f:.]+', 'g') as run (found)
-        cross join lateral string_to_array(run.found[1], ':') as split (parts)
-        cross join lateral generate_series(1, cardinality(parts)) as first
-        cross join lateral generate_series(first + 2, least(first + 8, cardinality(parts))) as last
-    ) as candidates;
+return case form
+    when 'address' then
+        open_text is not null and (strpos(open_text, '.') > 0 or strpos(open_text, ':') > 0 or canonical like 'raw:%')
+        and masking.has_address(lower(open_text collate "C"), canonical)
+    when 'exact' then strpos(open_text, canonical) > 0 and masking.has_value(open_text, canonical)
+    else
+        strpos(lower(open_text collate "C"), canonical) > 0
+        and masking.has_value(lower(open_text collate "C"), canonical)
 end;
 
 -- A view's tables are read with its owner's rights, its functions run with the caller's.
@@ -189,5 +197,5 @@ grant execute on function
     masking.fail(text), masking.token(text, bytea), masking.canonical_exact(text), masking.canonical_text(text),
     masking.canonical_identifier(text), masking.bare_address(text), masking.printed_address(inet),
     masking.canonical_address(text), masking.json_depth(text), masking.parse_json(text), masking.parse_timestamp(text),
-    masking.exposes(text, text, text), masking.addresses_in(text)
+    masking.exposes(text, text, text), masking.has_value(text, text), masking.has_address(text, text)
 to transformer, pipeline_owner;

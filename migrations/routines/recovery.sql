@@ -39,9 +39,10 @@ begin
     perform privacy.record(case when required then 'two persons required' else 'one person suffices' end);
 end $$;
 
--- Seals what is new since the last time; dbt calls it in the transaction that makes the tokens (int_messages__masked),
--- so that no token is without its original. Tells how many. Without a public key nothing is sealed, and nothing lost.
-create or replace function privacy.seal_originals() returns bigint
+-- Seals what is new since the last time, or (anew) what is in raw at all and not sealed: after a field was declared. dbt
+-- calls it in the transaction that makes the tokens (int_messages__masked), so that no token is without its original.
+-- Tells how many. Without a public key nothing is sealed, and nothing lost.
+create or replace function privacy.seal_originals(anew boolean default false) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     public_key bytea := (select key from privacy.public_keys order by id desc limit 1);
@@ -53,7 +54,7 @@ begin
     if public_key is null then
         return 0;
     end if;
-    select sealed_to into strict last_sealed from privacy.settings for update;
+    select case when anew then 0 else sealed_to end into strict last_sealed from privacy.settings for update;
     select mask_key_version into boundary_version from masking.base_sqs__messages limit 1;
     if boundary_version <> masking.key_version() then
         raise exception 'a key rotation is under way: finish it with `make rotate-key`';
@@ -90,7 +91,7 @@ begin
     update privacy.settings set sealed_to = last_load;
     return newly_sealed;
 end $$;
-grant execute on function privacy.seal_originals() to transformer;
+grant execute on function privacy.seal_originals(boolean) to transformer;
 
 -- For pipeline_owner. Tried out at once: pgcrypto encrypts to one RSA or ElGamal subkey and to nothing else. What is in
 -- raw is sealed at once too, so that a purge never removes an original that is not.

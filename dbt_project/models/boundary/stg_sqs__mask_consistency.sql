@@ -1,5 +1,4 @@
 -- What proves the masks right, as counts over all accepted messages in raw: by event type and masked field.
-{%- set open_names = declared_fields(masked=false) | map(attribute='name') | join(', ') %}
 
 with
 
@@ -11,8 +10,7 @@ values_and_tokens as (
         '{{ field.name }}' as field,
         {{ field.name }} as plain,
         masked_{{ field.name }} as token,
-        not {{ field.name }}_is_placeholder
-        and masking.exposes(concat_ws(E'\n', {{ open_names }}), {{ field.name }}, '{{ field.form }}') as is_in_the_open
+        not {{ field.name }}_is_placeholder and ({{ exposes(published_texts(field), field.name, field.form) }}) as is_in_the_open
     from {{ ref('base_sqs__messages') }}
     where reason is null
     {%- if not loop.last %}

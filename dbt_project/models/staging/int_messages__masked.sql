@@ -3,7 +3,7 @@
 {{ config(
     indexes=[{'columns': ['message_id'], 'unique': true}, {'columns': ['load_id']}, {'columns': ['is_accepted', 'load_id']}],
     meta={'outlives_raw': true},
-    post_hook='select privacy.seal_originals()'
+    post_hook='select privacy.seal_originals(anew => {{ should_full_refresh() | lower }})'
 ) }}
 {%- set after, before = last_load_id(), safe_load_id() %}
 

@@ -1,0 +1,289 @@
+"""The event is declared once: each change that the README describes is made on a copy of the project, to its end."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.officer import Officer, audit, privacy
+from tests.pipeline import DBT_PROJECT, dbt, land, query
+
+MART = "models/analytics/user_logins.sql"
+COLUMNS = "models/analytics/_analytics__models.yml"
+FIELDS = "      fields:"
+LAST_COLUMN = "        device_id_is_placeholder\n"
+LAST_DESCRIPTION = "      - name: device_id_is_placeholder\n"
+
+
+def message(n: int = 1, **changes: object) -> str:
+    event = {
+        "user_id": f"u{n}",
+        "app_version": "2.3.0",
+        "device_type": "ios",
+        "ip": f"192.0.2.{n}",
+        "device_id": f"d-{n}",
+    }
+    return json.dumps(event | changes)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> "Project":
+    return Project(tmp_path)
+
+
+class Project:
+    """A copy of the dbt project for each change, since dbt keeps what it has parsed."""
+
+    def __init__(self, folder: Path):
+        self.parent, self.folder = folder, DBT_PROJECT
+
+    def change(self, file: str, old: str, new: str) -> None:
+        folder = self.parent / f"project-{len(list(self.parent.iterdir()))}"
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("target", "logs"))
+        text = (folder / file).read_text()
+        assert text.count(old) == 1, old
+        (folder / file).write_text(text.replace(old, new))
+        self.folder = folder
+
+    def declare(self, old: str, new: str) -> None:
+        self.change("dbt_project.yml", old, new)
+
+    def publish(self, column: str, data_type: str) -> None:
+        self.change(MART, LAST_COLUMN, f"{LAST_COLUMN.rstrip()},\n        {column}\n")
+        described = f"      - {{name: {column}, data_type: {data_type}, description: A column of this test.}}\n"
+        self.change(COLUMNS, LAST_DESCRIPTION, described + LAST_DESCRIPTION)
+        # in the order of the model, as everywhere: here it comes before the last one
+        self.change(MART, f"{LAST_COLUMN.rstrip()},\n        {column}\n", f"        {column},\n{LAST_COLUMN}")
+
+    def migrate(self, database, expect: bool = True):
+        options = ["run", "--target", "boundary", "--select", "tag:boundary"]
+        return dbt(database, *options, login="migrator", expect=expect, project=self.folder)
+
+    def dbt(self, database, *arguments: str, **options):
+        return dbt(database, *arguments, project=self.folder, **options)
+
+
+def logins(database, columns: str) -> dict[str, tuple]:
+    rows = query(database, f"select message_id, {columns} from analytics.user_logins order by message_id")
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_an_open_field_is_added_also_to_the_past_and_guarded(database, project):
+    land(database, [message(network="wifi"), message(2), message(3, network="from 192.0.2.3")], prefix="past")
+    dbt(database, "run")
+    assert len(logins(database, "user_id")) == 3
+
+    project.declare(FIELDS, f"{FIELDS}\n        network: {{type: text, longest: 16}}")
+    project.publish("network", "text")
+    project.migrate(database)
+    project.dbt(database, "build", "--full-refresh")
+    land(database, [message(4, network="lte"), message(5, network="x" * 17), message(6, network="")], prefix="new")
+    project.dbt(database, "build")
+
+    assert logins(database, "network") == {"past0": ("wifi",), "past1": (None,), "new0": ("lte",), "new2": (None,)}
+    rejected = query(database, "select message_id, reason from analytics.rejected_messages order by message_id")
+    assert rejected == [("new1", "network_too_long"), ("past2", "exposes_plain_value")]
+
+
+def test_a_masked_field_of_a_new_kind_has_a_key_and_is_recovered_rotated_and_erased(database, project, tmp_path):
+    officer = Officer(tmp_path)
+    assert privacy(database, "seal-with", str(officer.public_key)).returncode == 0
+    land(database, [message(1, email=" Ann@Example.org"), message(2, email="ann@example.ORG")], prefix="past")
+    dbt(database, "run")
+
+    (tmp_path / "projects").mkdir()
+    project.parent = tmp_path / "projects"
+    project.declare("  kinds:", "  kinds:\n    email: {form: text}\n   ".rstrip())
+    project.declare(FIELDS, f"{FIELDS}\n        email: {{masked_as: email, longest: 254}}")
+    project.publish("masked_email", "text")
+    project.migrate(database)
+    project.dbt(database, "build", "--full-refresh")
+
+    [(ann,), (ann_again,)] = logins(database, "masked_email").values()
+    assert ann == ann_again
+    assert officer.reveal(database, ann) == "email ann@example.org"
+
+    assert privacy(database, "rotate-key").returncode == 0
+    project.migrate(database)
+    project.dbt(database, "run-operation", "carry_tokens_over")
+    assert privacy(database, "close-rotation").returncode == 0
+    project.dbt(database, "build")
+    [(rotated,), _] = logins(database, "masked_email").values()
+    assert rotated != ann
+    assert officer.reveal(database, rotated) == "email ann@example.org"
+
+    for person in ("u1", "u2"):
+        done = privacy(
+            database, "forget", "--user-id", person, "--reason", "ticket 77: closed", login="privacy_officer_user"
+        )
+        assert done.returncode == 0, done.stderr
+    project.dbt(database, "build")
+    assert logins(database, "user_id") == {}
+    assert "no original behind this token" in officer.reveal(database, rotated)
+    assert audit(database).count("person erased") == 2
+
+
+def test_a_field_is_read_from_inside_an_object(database, project):
+    project.declare("device_id: {masked_as: device_id,", "device_id: {path: device.id, masked_as: device_id,")
+    project.migrate(database)
+    nested = {"device_id": None, "device": {"id": "d-9"}}
+    land(database, [message(1, **nested), message(2, **nested), message(3), message(4, device="d-9")])
+    project.dbt(database, "build")
+
+    tokens = logins(database, "masked_device_id")
+    assert set(tokens) == {"m0", "m1"}
+    assert len(set(tokens.values())) == 1
+    reasons = query(database, "select distinct reason from analytics.rejected_messages")
+    assert reasons == [("missing_device_id",)]
+
+
+def test_a_longer_user_id_takes_the_one_statement_that_the_error_names(database, project):
+    land(database, [message(user_id="u" * 150)])
+    dbt(database, "build")
+    assert query(database, "select reason from analytics.rejected_messages") == [("user_id_too_long",)]
+
+    project.declare(
+        "user_id: {type: text, required: true, longest: 128}", "user_id: {type: text, required: true, longest: 200}"
+    )
+    project.migrate(database)
+    land(database, [message(user_id="u" * 150)], prefix="later")
+    failed = project.dbt(database, "build", expect=False)
+    said = next(node.message for node in failed.result if node.status == "error")
+    assert "analytics.user_logins.user_id is character varying(128), and varchar(200) is declared." in said
+    assert said.rstrip().split("\n")[0].endswith("dbt run-operation widen_columns") or "widen_columns" in said
+    project.dbt(database, "run-operation", "widen_columns")
+    project.dbt(database, "build", "--full-refresh")
+    assert set(logins(database, "user_id")) == {"m0", "later0"}
+
+
+LOGOUTS = """
+    logouts:
+      queues: [logout-queue]
+      model: user_logouts
+      subject: user_id
+      fields:
+        user_id: {type: text, required: true, longest: 128}
+        device_id: {masked_as: device_id, required: true, longest: 256}
+        after_seconds: {type: integer}
+
+on-run-start:"""
+
+USER_LOGOUTS = """
+select user_id, masked_device_id, after_seconds, sent_at, message_id, mask_key_version, load_id
+from {{ ref('int_messages__masked') }}
+where is_accepted and event_type = 'logouts' and {{ in_load_window('load_id') }}
+"""
+
+USER_LOGOUTS_YML = """
+models:
+  - name: user_logouts
+    description: The logouts.
+    columns:
+      - {name: user_id, data_type: text, description: The user.}
+      - {name: masked_device_id, data_type: text, description: The device, data_tests: [is_token]}
+      - {name: after_seconds, data_type: bigint, description: How long the session was.}
+      - {name: sent_at, data_type: timestamptz, description: When.}
+      - {name: message_id, data_type: text, description: The message.}
+      - {name: mask_key_version, data_type: integer, description: The key.}
+      - {name: load_id, data_type: bigint, description: The load.}
+"""
+
+
+def test_a_second_event_type_has_tokens_that_join(database, project):
+    project.declare("\non-run-start:", LOGOUTS)
+    (project.folder / "models/analytics/user_logouts.sql").write_text(USER_LOGOUTS)
+    (project.folder / "models/analytics/_user_logouts.yml").write_text(USER_LOGOUTS_YML)
+    project.migrate(database)
+    land(database, [message(1), "not json"])
+    logout = {"user_id": "u1", "device_id": "D-1", "after_seconds": 60}
+    land(
+        database, [json.dumps(logout), json.dumps(logout | {"after_seconds": "60"})], prefix="out", queue="logout-queue"
+    )
+    land(database, [message(2)], prefix="lost", queue="another-queue")
+    project.dbt(database, "build")
+
+    joined = query(
+        database,
+        "select user_id, after_seconds from analytics.user_logouts join analytics.user_logins using (user_id, masked_device_id)",
+    )
+    assert joined == [("u1", 60)]
+    reasons = query(database, "select queue, reason from analytics.rejected_messages order by queue")
+    assert reasons == [
+        ("another-queue", "unknown_queue"),
+        ("login-queue", "not_json"),
+        ("logout-queue", "after_seconds_not_integer"),
+    ]
+    health = (
+        "select queue, event_type, landed, accepted, rejected, unaccounted from analytics.queue_health order by queue"
+    )
+    assert query(database, health, login="monitor_user") == [
+        ("another-queue", None, 1, 0, 1, 0),
+        ("login-queue", "logins", 2, 1, 1, 0),
+        ("logout-queue", "logouts", 2, 1, 1, 0),
+    ]
+
+    done = privacy(database, "forget", "--user-id", "u1", "--reason", "ticket 77: closed", login="privacy_officer_user")
+    assert done.stdout.startswith("raw.sqs_messages: 3 removed")  # the rejected logout names the person too
+    project.dbt(database, "build")
+    assert query(database, "select count(*) from analytics.user_logouts") == [(0,)]
+
+
+def test_a_field_is_removed_with_its_column(database, project):
+    project.declare(FIELDS, f"{FIELDS}\n        network: {{type: text, longest: 16}}")
+    before = project.folder
+    project.publish("network", "text")
+    project.migrate(database)
+    land(database, [message(network="wifi")])
+    project.dbt(database, "build")
+
+    project.folder = before
+    project.declare("\n        network: {type: text, longest: 16}", "")
+    project.migrate(database)
+    project.dbt(database, "build", "--full-refresh")
+    columns = "select count(*) from pg_attribute where attname = 'network' and not attisdropped"
+    assert query(database, columns) == [(0,)]
+    assert set(logins(database, "user_id")) == {"m0"}
+
+
+WRONG = {
+    "unknown-kind": (
+        "masked_as: ip,",
+        "masked_as: address,",
+        "field ip: masked_as: address is not one of ip, device_id",
+    ),
+    "unknown-type": ("locale: {type: text,", "locale: {type: string,", "field locale: type: string is not one of text"),
+    "no-length": ("locale: {type: text, longest: 32}", "locale: {type: text}", "field locale: longest: how many"),
+    "no-type-and-no-kind": ("ip: {masked_as: ip, ", "ip: {", "field ip: type is missing (or masked_as, with a kind)"),
+    "misspelt-key": (
+        "longest: 32}\n        device_id",
+        "lenght: 32}\n        device_id",
+        "field locale: lenght is unknown",
+    ),
+    "unknown-form": ("form: identifier", "form: guid", "kind device_id: form: guid is not one of address, identifier"),
+    "unknown-subject": ("subject: user_id", "subject: account", "subject: account is not one of its fields"),
+    "masked-subject": ("subject: user_id", "subject: ip", "subject: ip is not one of its fields that is open"),
+    "queue-twice": ("[login-queue]", "[login-queue, login-queue]", "the queue login-queue is declared twice"),
+    "column-twice": (
+        FIELDS,
+        f"{FIELDS}\n        masked_ip: {{type: text, longest: 9}}",
+        "column masked_ip is declared twice",
+    ),
+    "reserved-name": (
+        FIELDS,
+        f"{FIELDS}\n        load_id: {{type: integer}}",
+        "field load_id: a name has small letters",
+    ),
+    "one-place": ("locale: {type", "locale: {path: user_id, type", "user_id and locale are read from the same place"),
+    "envelope": ("envelope: none", "envelope: xml", "envelope: xml is not one of none, sns, eventbridge"),
+    "precision": ("shown_to_the: second", "shown_to_the: week", "shown_to_the: week is not one of second, minute"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_declaration_stops_before_anything_is_built(database, project, name):
+    old, new, sentence = WRONG[name]
+    project.declare(old, new)
+    with pytest.raises(AssertionError, match="dbt_project.yml, ") as stopped:
+        project.dbt(database, "build")
+    assert sentence in str(stopped.value)
