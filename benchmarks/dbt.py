@@ -22,7 +22,10 @@ PROJECT = Path(__file__).parents[1] / "dbt_project"
 
 LAND = """
 with load as materialized (select raw.current_load_id() as load_id),
-ledger as (insert into raw.loads (load_id, queue, received, landed, duplicates) select load_id, 'login-queue', %(n)s, %(n)s, 0 from load)
+ledger as (
+    insert into raw.loads (load_id, queue, received, landed, duplicates)
+    select load_id, 'login-queue', %(n)s, %(n)s, 0 from load
+)
 insert into raw.sqs_messages (message_id, queue, body, sent_at, load_id)
 select
     gen_random_uuid(), 'login-queue',

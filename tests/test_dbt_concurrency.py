@@ -22,7 +22,7 @@ select message_id, 'q', body, now(), load_id from unnest(%s) as message (message
 lateral (select case when message_id like '%%0' then 'not json' else %s end as body) as said
 on conflict do nothing
 """
-LEDGER = "insert into raw.loads (load_id, queue, received, landed, duplicates) values (raw.current_load_id(), 'login-queue', %s, %s, %s)"
+LEDGER = "insert into raw.loads (queue, received, landed, duplicates) values ('login-queue', %s, %s, %s)"
 
 # The cursor that most pipelines have, on the same messages: all that landed later than the last one taken.
 CONTROL = """

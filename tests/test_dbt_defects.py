@@ -16,32 +16,32 @@ DEFECTS = {
     "plain-address-for-a-token": (
         "transformer",
         "update analytics.user_logins set masked_ip = '192.0.2.1' where message_id = 'm1'",
-        {"is_token_user_logins_masked_ip", "assert_logins_are_what_the_boundary_says"},
+        {"is_token_user_logins_masked_ip", "assert_published_is_what_the_boundary_says"},
     ),
     "plain-device-for-a-token": (
         "transformer",
         "update analytics.user_logins set masked_device_id = 'd-1' where message_id = 'm1'",
-        {"is_token_user_logins_masked_device_id", "assert_logins_are_what_the_boundary_says"},
+        {"is_token_user_logins_masked_device_id", "assert_published_is_what_the_boundary_says"},
     ),
     "plain-address-in-an-open-column": (
         "transformer",
         "update analytics.user_logins set locale = '192.0.2.1' where message_id = 'm1'",
-        {"assert_logins_are_what_the_boundary_says"},
+        {"assert_published_is_what_the_boundary_says"},
     ),
     "bare-hash-for-a-token": (
         "transformer",
         "update analytics.user_logins set masked_ip = encode(sha256('192.0.2.1'), 'hex') where message_id = 'm1'",
-        {"assert_logins_are_what_the_boundary_says"},
+        {"assert_published_is_what_the_boundary_says"},
     ),
     "two-tokens-for-one-value": (
         "transformer",
         "update analytics.user_logins set masked_ip = repeat('a', 64) where message_id = 'm1'",
-        {"assert_logins_are_what_the_boundary_says"},
+        {"assert_published_is_what_the_boundary_says"},
     ),
     "another-day": (
         "transformer",
         "update analytics.user_logins set create_date = create_date + 1 where message_id = 'm1'",
-        {"assert_logins_are_what_the_boundary_says"},
+        {"assert_published_is_what_the_boundary_says"},
     ),
     "null-user": (
         "transformer",
@@ -49,7 +49,7 @@ DEFECTS = {
         alter table analytics.user_logins alter column user_id drop not null;
         update analytics.user_logins set user_id = null where message_id = 'm1'
         """,
-        {"not_null_user_logins_user_id", "assert_logins_are_what_the_boundary_says"},
+        {"not_null_user_logins_user_id", "assert_published_is_what_the_boundary_says"},
     ),
     "null-token": (
         "transformer",
@@ -57,7 +57,7 @@ DEFECTS = {
         alter table analytics.user_logins alter column masked_ip drop not null;
         update analytics.user_logins set masked_ip = null where message_id = 'm1'
         """,
-        {"not_null_user_logins_masked_ip", "assert_logins_are_what_the_boundary_says"},
+        {"not_null_user_logins_masked_ip", "assert_published_is_what_the_boundary_says"},
     ),
     "doubled-login": (
         "transformer",
@@ -65,7 +65,7 @@ DEFECTS = {
         alter table analytics.user_logins drop constraint user_logins_pkey;
         insert into analytics.user_logins select * from analytics.user_logins where message_id = 'm1'
         """,
-        {"unique_user_logins_message_id", "assert_landed_is_accepted_plus_rejected"},
+        {"unique_user_logins_message_id", "assert_each_message_has_one_outcome"},
     ),
     "doubled-rejection": (
         "transformer",
@@ -73,12 +73,12 @@ DEFECTS = {
         alter table analytics.rejected_messages drop constraint rejected_messages_pkey;
         insert into analytics.rejected_messages select * from analytics.rejected_messages
         """,
-        {"unique_rejected_messages_message_id", "assert_landed_is_accepted_plus_rejected"},
+        {"unique_rejected_messages_message_id", "assert_each_message_has_one_outcome"},
     ),
     "lost-login": (
         "transformer",
         "delete from analytics.user_logins where message_id = 'm1'",
-        {"assert_landed_is_accepted_plus_rejected", "assert_each_message_has_one_outcome"},
+        {"assert_each_message_has_one_outcome"},
     ),
     "lost-everywhere": (
         "transformer",
@@ -102,6 +102,16 @@ DEFECTS = {
         "delete from raw.sqs_messages where message_id = 'm1'",
         {"assert_raw_is_what_landed"},
     ),
+    "landed-without-a-row-in-the-ledger": (
+        "pipeline_owner",
+        "delete from raw.loads where load_id = (select max(load_id) from raw.loads)",
+        {"assert_raw_is_what_landed", "assert_landed_is_accepted_plus_rejected"},
+    ),
+    "in-another-load-than-the-ledger-says": (
+        "pipeline_owner",
+        "update raw.sqs_messages set load_id = (select min(load_id) from raw.loads) where message_id = 'last0'",
+        {"assert_raw_is_what_landed", "assert_published_is_what_the_boundary_says"},
+    ),
     "load-id-beyond-the-sequence": (
         "pipeline_owner",
         "select setval('raw.load_id_seq', 1, false)",
@@ -113,7 +123,7 @@ DEFECTS = {
         create or replace function masking.token(value text, key bytea) returns text language sql stable parallel safe
         return encode(sha256(convert_to(value, 'UTF8')), 'hex')
         """,
-        {"assert_masks_need_a_key", "assert_logins_are_what_the_boundary_says"},
+        {"assert_masks_need_a_key", "assert_published_is_what_the_boundary_says"},
     ),
     "boundary-that-masks-one-value-in-two-ways": (
         "masker",
@@ -121,7 +131,7 @@ DEFECTS = {
         create or replace function masking.token(value text, key bytea) returns text language sql volatile
         return encode(sha256(uuid_send(gen_random_uuid())), 'hex')
         """,
-        {"assert_masks_are_consistent", "assert_logins_are_what_the_boundary_says"},
+        {"assert_masks_are_consistent", "assert_published_is_what_the_boundary_says"},
     ),
     "boundary-that-masks-two-values-in-one-way": (
         "masker",
@@ -129,7 +139,7 @@ DEFECTS = {
         create or replace function masking.token(value text, key bytea) returns text language sql stable parallel safe
         return encode(sha256(key), 'hex')
         """,
-        {"assert_masks_are_consistent", "assert_logins_are_what_the_boundary_says"},
+        {"assert_masks_are_consistent", "assert_published_is_what_the_boundary_says"},
     ),
     "boundary-that-accepts-what-exposes-a-value": (
         "masker",
@@ -146,7 +156,7 @@ DEFECTS = {
         """
         create or replace function masking.parse_json(body text) returns jsonb language sql stable return null::jsonb
         """,
-        {"assert_masks_are_compared", "assert_logins_are_what_the_boundary_says"},
+        {"assert_masks_are_compared", "assert_published_is_what_the_boundary_says"},
     ),
     "report-that-leaves-something-out": (
         "transformer",

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from tests.pipeline import dbt, land, query
 
 FIELDS = ("user_id", "app_version", "device_type", "ip", "locale", "device_id")
-LONGEST = {"user_id": 128, "device_type": 32, "locale": 32}
+LONGEST = {"user_id": 128, "device_type": 32, "locale": 32, "ip": 256, "device_id": 256}
+PLACEHOLDERS = {"ip": {"0.0.0.0", "::", "raw:unknown", "raw:null", "raw:none", "raw:-"}}
+PLACEHOLDERS["device_id"] = {"00000000-0000-0000-0000-000000000000", "unknown", "null", "none", "-"}
+GUID = re.compile(r"\{([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\}")
 BLANKS = " \t\n\r\v\f"
 NUMBERS = itertools.count()
 
@@ -72,8 +75,10 @@ def flatten(value):
 
 def reason(body):
     if (parsed := parse(body)) is None:
-        return "not_json"
+        return "base64" if re.fullmatch(r"[A-Za-z0-9+/_-]{16,}={0,2}[ \t\n\r\f\v]*", body) else "not_json"
     [event] = parsed
+    if isinstance(event, str) and isinstance((parse(event) or [None])[0], dict):
+        return "json_in_a_string"
     if not isinstance(event, dict):
         return "not_an_object"
     for field in FIELDS:
@@ -86,25 +91,58 @@ def reason(body):
             return f"missing_{field}"
         if len(value or "") > LONGEST.get(field, 10**9):
             return f"{field}_too_long"
-    version = event["app_version"]
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+){0,2}", version):
-        return "app_version_malformed"
-    major, *rest = map(int, version.split("."))
-    if major > 2146 or any(part > 999 for part in rest):
-        return "app_version_out_of_range"
-    hidden = {canonical(event["ip"]), canonical(event["device_id"])}
-    if hidden & {canonical(event[field] or "") for field in ("user_id", "device_type", "locale") if event.get(field)}:
+        if field == "app_version":
+            if not re.fullmatch(r"[0-9]+(\.[0-9]+){0,2}", value):
+                return "app_version_malformed"
+            major, *rest = map(int, value.split("."))
+            if major > 2146 or any(part > 999 for part in rest):
+                return "app_version_out_of_range"
+    opens = [canonical(event.get(field) or "") for field in ("user_id", "device_type", "locale")]
+    ip, device = address(event["ip"]), identifier(event["device_id"])
+    if ip not in PLACEHOLDERS["ip"] and any(has_address(text, ip) for text in opens):
+        return "exposes_plain_value"
+    opens.append(event["app_version"])
+    if device not in PLACEHOLDERS["device_id"] and any(has_value(text, device) for text in opens):
         return "exposes_plain_value"
     return None
 
 
+def identifier(text):
+    return GUID.sub(r"\1", canonical(text)) if GUID.fullmatch(canonical(text)) else canonical(text)
+
+
 def address(text):
-    """As masking.canonical_ip, for the texts that `ADDRESSES` makes."""
+    """As masking.canonical_address: what a gateway writes around an address is not part of it."""
+    bare = canonical(text)
+    if bracketed := re.fullmatch(r"\[([^][]*)\](:[0-9]+)?(/[0-9]+)?", bare):
+        bare = bracketed[1] + (bracketed[3] or "")
+    elif with_port := re.fullmatch(r"([0-9.]+):[0-9]+(/[0-9]+)?", bare):
+        bare = with_port[1] + (with_port[2] or "")
+    bare = re.sub("%[^/]*", "", bare)
     try:
-        found = ipaddress.ip_address(canonical(text))
+        found = ipaddress.ip_interface(bare).ip
     except ValueError:
         return f"raw:{canonical(text)}"
     return str(getattr(found, "ipv4_mapped", None) or found)
+
+
+def has_value(text, value):
+    """Alone or among other text; of a short value, as a word of its own."""
+    word = rf"(?<![0-9A-Za-z]){re.escape(value)}(?![0-9A-Za-z])"
+    return value in text and (len(value) >= 6 or bool(re.search(word, text)))
+
+
+def has_address(text, ip):
+    if ip.startswith("raw:"):
+        return has_value(text, ip[4:])
+    for begin, end in itertools.combinations(range(len(text) + 1), 2):
+        whole = not (text[begin - 1 : begin].isdigit() or text[end : end + 1].isdigit())
+        if 2 <= end - begin <= 45 and whole and re.fullmatch("[0-9a-f.:]+", part := text[begin:end]):
+            if "." in part and ":" not in part and part.count(".") != 3:
+                continue
+            if address(part) == ip and not part.startswith("["):
+                return True
+    return False
 
 
 # What may stand in a text column; in JSON, anything may be escaped.
@@ -194,8 +232,49 @@ def test_each_message_is_judged_and_masked_as_python_does(either_postgres, keys,
             (event.get("locale") or "") if (event.get("locale") or "").strip(BLANKS) else None,
             version[0] * 1_000_000 + version[1] * 1_000 + version[2],
             token(keys["ip"], address(event["ip"])),
-            token(keys["device_id"], canonical(event["device_id"])),
+            token(keys["device_id"], identifier(event["device_id"])),
         )
+
+
+IPV4 = st.ip_addresses(v=4)
+SPELLINGS = [
+    str,
+    lambda ip: f"::ffff:{ip}",
+    lambda ip: f"::FFFF:{int(ip) >> 16:x}:{int(ip) & 0xFFFF:X}",
+    lambda ip: f"0:0:0:0:0:ffff:{ip}",
+    lambda ip: f"{ip}:5678",
+    lambda ip: f"[::ffff:{ip}]:443",
+    lambda ip: f"{ip}/32",
+]
+SPELLINGS_6 = [
+    str,
+    lambda ip: ip.exploded,
+    lambda ip: ip.exploded.upper(),
+    lambda ip: f"[{ip}]",
+    lambda ip: f"[{ip.exploded}]:443",
+    lambda ip: f"{ip}%eth0",
+    lambda ip: f"{ip}/64",
+]
+DEVICES = [str, lambda guid: str(guid).upper(), lambda guid: "{%s}" % guid, lambda guid: f" {guid} "]
+ADDRESS_TWICE = st.tuples(IPV4, st.sampled_from(SPELLINGS), st.sampled_from(SPELLINGS)) | st.tuples(
+    IPV6, st.sampled_from(SPELLINGS_6), st.sampled_from(SPELLINGS_6)
+)
+DEVICE_TWICE = st.tuples(st.uuids(), st.sampled_from(DEVICES), st.sampled_from(DEVICES))
+AROUND = st.sampled_from(["{}", "login from {}", "ip={}", "<{}>", "at {}.", "({})", "x-{}-y", "user {}, ios"])
+
+
+@SEVERAL
+@given(pairs=st.lists(st.tuples(ADDRESS_TWICE, DEVICE_TWICE, AROUND, st.booleans()), min_size=1, max_size=5))
+def test_no_spelling_of_a_masked_value_passes_in_an_open_field(either_postgres, pairs):
+    bodies = []
+    for (ip, one, other), (guid, this, that), around, is_address in pairs:
+        event = {"app_version": "1", "device_type": "ios", "ip": one(ip), "device_id": this(guid)}
+        bodies.append(json.dumps(event | {"user_id": around.format(other(ip) if is_address else that(guid))}))
+    ids = land(either_postgres, bodies, prefix=f"{next(NUMBERS)}-")
+
+    said = query(either_postgres, SAYS, ids, ids, login="transformer_user")
+
+    assert [row[0] for row in said] == ["exposes_plain_value"] * len(bodies), bodies
 
 
 def test_dbt_publishes_all_of_them_and_every_test_passes(either_postgres):

@@ -205,7 +205,8 @@ def test_a_second_event_type_has_tokens_that_join(database, project):
 
     joined = query(
         database,
-        "select user_id, after_seconds from analytics.user_logouts join analytics.user_logins using (user_id, masked_device_id)",
+        "select user_id, after_seconds from analytics.user_logouts"
+        " join analytics.user_logins using (user_id, masked_device_id)",
     )
     assert joined == [("u1", 60)]
     reasons = query(database, "select queue, reason from analytics.rejected_messages order by queue")

@@ -41,7 +41,8 @@ def test_landed_is_accepted_or_rejected(cursor):
 def test_what_dbt_has_not_taken_waits(cursor):
     cursor.execute("update raw.loads set loaded_at = loaded_at - interval '2 hours'")
     cursor.execute(
-        "insert into raw.loads (loaded_at, queue, received, landed, duplicates) values (now() - interval '1 hour', 'login-queue', 9, 7, 2)"
+        "insert into raw.loads (loaded_at, queue, received, landed, duplicates)"
+        " values (now() - interval '1 hour', 'login-queue', 9, 7, 2)"
     )
 
     assert health(cursor, "received, landed, duplicates, untransformed, unaccounted") == (13, 11, 2, 7, 0)

@@ -127,7 +127,8 @@ def test_dead_letters_need_a_person(ask, sqs, queue):
     ("change", "sentence"),
     [
         pytest.param(
-            "insert into raw.loads (loaded_at, queue, received, landed, duplicates) values (now() - interval '2 h', 'login-queue', 1, 1, 0)",
+            "insert into raw.loads (loaded_at, queue, received, landed, duplicates)"
+            " values (now() - interval '2 h', 'login-queue', 1, 1, 0)",
             "The oldest landed message has waited for dbt for 2 h: run `make build`.",
             id="dbt-stands-still",
         ),

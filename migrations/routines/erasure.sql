@@ -39,8 +39,8 @@ begin
 end $$;
 
 -- transformer owns dbt's tables, and might put in their place what runs a function of transformer's, or what has equal
--- mean something else: a view, a policy, an index over an expression, a type, a collation or a column of its own making.
--- So functions with more rights read one plain table of PostgreSQL's own, under a lock, or nothing.
+-- mean something else: a view, a policy, an index over an expression, a type, a collation or a column of its own
+-- making. So functions with more rights read one plain table of PostgreSQL's own, under a lock, or nothing.
 create or replace function privacy.require_plain_table() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -121,8 +121,8 @@ return format(
     privacy.as_json_writes('"'), '(?:\s|\\+[nrtbf]|\\+u00(?:20|09|0[aAdD]))*', privacy.as_json_writes(person)
 );
 
--- For a privacy officer, by `make forget`. What to remove from raw, raw itself says: accepted messages by their declared
--- user, the others as text. Only of messages that raw no longer has, dbt's tables are believed. Everything that
+-- For a privacy officer, by `make forget`. What to remove from raw, raw itself says: accepted messages by their
+-- declared user, the others as text. Only of messages that raw no longer has, dbt's table is believed. Everything that
 -- removes anything is in this one function, which puts itself on record.
 create or replace function privacy.forget_user(
     user_id text,

@@ -31,7 +31,7 @@ return nullif(lower(btrim(value, E' \t\n\r\x0B\f') collate "C"), '');
 create or replace function masking.canonical_identifier(value text) returns text
 language sql immutable parallel safe
 return case
-    when value like '%{%' and masking.canonical_text(value) ~ '^\{[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\}$'
+    when strpos(value, '{') > 0 and masking.canonical_text(value) ~ '^\{[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\}$'
         then substr(masking.canonical_text(value), 2, 36)
     else masking.canonical_text(value)
 end;
@@ -150,8 +150,8 @@ create or replace function masking.has_value(text_in_form text, value text) retu
 language sql immutable parallel safe
 return strpos(text_in_form, value) > 0 and (
     length(value) >= 6
-    or text_in_form ~ (
-        '(?<![[:alnum:]])' || regexp_replace(value, '([^[:alnum:]])', '\\\1', 'g') || '(?![[:alnum:]])'
+    or text_in_form collate "C" ~ (  -- where letters are those of ASCII, in whatever database
+        '(?<![[:alnum:]])' || regexp_replace(value collate "C", '([^[:alnum:]])', '\\\1', 'g') || '(?![[:alnum:]])'
     )
 );
 
@@ -178,8 +178,8 @@ begin
     end;
 end $$;
 
--- Whether a text has a value in it, alone or among other text, in any spelling whose canonical form is that value. Nearly
--- always it has not, so what finds that out is plain SQL, which PostgreSQL writes into the query.
+-- Whether a text has a value in it, alone or among other text, in any spelling whose canonical form is that value.
+-- Nearly always it has not, so what finds that out is plain SQL, which PostgreSQL writes into the query.
 create or replace function masking.exposes(open_text text, canonical text, form text) returns boolean
 language sql immutable parallel safe
 return case form

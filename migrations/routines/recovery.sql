@@ -39,7 +39,7 @@ begin
     perform privacy.record(case when required then 'two persons required' else 'one person suffices' end);
 end $$;
 
--- Seals what is new since the last time, or (anew) what is in raw at all and not sealed: after a field was declared. dbt
+-- Seals what is new since the last time, or (anew) all that is in raw and not sealed: after a field was declared. dbt
 -- calls it in the transaction that makes the tokens (int_messages__masked), so that no token is without its original.
 -- Tells how many. Without a public key nothing is sealed, and nothing lost.
 create or replace function privacy.seal_originals(anew boolean default false) returns bigint
