@@ -1,0 +1,93 @@
+"""python dbt_project/follow.py: dbt in one process that stays, so that what lands is in analytics within seconds."""
+
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent
+sys.path.insert(0, str(PROJECT.parent))
+
+import click  # noqa: E402
+from dbt.cli.main import dbtRunner  # noqa: E402
+
+from loader import errors, postgres  # noqa: E402
+
+# What dbt has not taken, by the ledger: a look that costs next to nothing.
+HAS_LANDED = """
+    select exists (
+        select from raw.loads
+        where landed > 0 and load_id > (select coalesce(max(load_id), 0) from staging.int_messages__masked)
+    )
+"""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--every", default=2.0, type=click.FloatRange(0.1), help="Seconds between two looks for new messages.")
+@click.option("--test-every", default=3600.0, type=click.FloatRange(1), help="Seconds between two runs of dbt's tests.")
+@click.option(
+    "--give-up-after", default=600.0, type=click.FloatRange(0), help="Seconds for which dbt may keep failing."
+)
+def main(every: float, test_every: float, give_up_after: float) -> None:
+    """Run dbt whenever messages have landed, and its tests from time to time, until SIGTERM or Ctrl-C.
+
+    PG* name the database and the login, which is transformer's. A run that fails is tried again; dbt says on stdout why
+    it failed. Ends with 1 when it has kept failing, and with the loader's exit statuses where there is no database.
+    """
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: stopping.set())
+    dbt = Dbt()
+    tested, failing_since = time.monotonic(), None
+    dbt.invoke("run")  # whatever the ledger says: views may be missing
+    while not stopping.is_set():
+        succeeded = True
+        try:
+            if has_landed():
+                succeeded = dbt.invoke("run")
+            if time.monotonic() - tested > test_every:
+                succeeded, tested = dbt.invoke("test") and succeeded, time.monotonic()
+        except errors.LoaderError as error:
+            succeeded = False
+            click.echo(error.message, err=True)
+            if failing_since and time.monotonic() - failing_since > give_up_after:
+                raise
+        failing_since = None if succeeded else failing_since or time.monotonic()
+        if failing_since and time.monotonic() - failing_since > give_up_after:
+            raise click.ClickException(f"dbt has failed for {give_up_after:.0f} s; what it said is above.")
+        stopping.wait(every if succeeded else max(every, 10))
+
+
+def has_landed() -> bool:
+    """Whether there is something for dbt to do. Raises one of errors.py."""
+    with postgres.explained("Run it as transformer_user"):
+        connection = postgres.connect("dbt follow")
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(HAS_LANDED)
+                return cursor.fetchone()[0]
+        finally:
+            connection.close()
+
+
+class Dbt:
+    """dbt in this process, with the project parsed once."""
+
+    def __init__(self) -> None:
+        self.runner = dbtRunner()
+        parsed = self.call("parse")
+        if not parsed.success:
+            raise click.ClickException("The dbt project cannot be read; dbt's reason is above.")
+        self.runner = dbtRunner(manifest=parsed.result)
+
+    def invoke(self, command: str) -> bool:
+        """Whether it succeeded."""
+        return self.call(command).success
+
+    def call(self, command: str):
+        return self.runner.invoke(["--quiet", command, "--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)])
+
+
+if __name__ == "__main__":
+    main(prog_name="python dbt_project/follow.py")
