@@ -176,7 +176,7 @@ class Stack:
         # Through a shell that ends at once: the server outlives us, and no test is left with a zombie.
         command = ["sh", "-c", '"$@" </dev/null >sqs.log 2>&1 &', "sh", sys.executable, "-m", "ministack"]
         subprocess.run(command, cwd=self.folder, env=settings, start_new_session=True, check=True)
-        wait(lambda: self._sqs_pid() and _answers(port), f"SQS does not start: {self.folder / 'sqs.log'} says why.")
+        wait(lambda: self._sqs_pid() and answers(port), f"SQS does not start: {self.folder / 'sqs.log'} says why.")
         log.info("SQS started on %s:%s.", HOST, port)
 
     def stop_sqs(self) -> None:
@@ -302,7 +302,7 @@ def _password() -> str:
     return secrets.token_urlsafe(24)
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
     # Not urllib, which would ask the caller's HTTP_PROXY.
     with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=1)) as connection:
         try:
