@@ -419,3 +419,17 @@ def test_nothing_defaults_to_production():
 def test_production_wants_the_servers_certificate(database):
     with pytest.raises(AssertionError, match="server does not support SSL"):
         dbt(database, "show", "--inline", "select 1 as one", "--target", "prod")
+
+
+def test_there_is_one_version_number():
+    (version,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    (tag,) = [image["newTag"] for image in documents(DEPLOY / "kubernetes" / "kustomization.yaml")[0]["images"]]
+    newest, *_ = re.findall(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert {tag, newest} == {version}
+
+
+def test_actions_are_named_by_commit():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    used = re.findall(r"uses: (.+)$", workflow, re.MULTILINE)
+    assert used
+    assert [each for each in used if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}  # v[\d.]+", each)] == []
