@@ -14,7 +14,8 @@ import pytest
 from local.processes import free_port, wait
 from local.stack import answers
 from tests.conftest import ROOT, Database
-from tests.loading import until
+from tests.loading import Loading, until
+from tests.test_lambda import received, running, settle
 
 TEMPLATE = (ROOT / "deploy" / "aws" / "pipeline.yaml").read_text()
 # What MiniStack 1.5.33 cannot do: it has no ARN of the master user's secret, and no text where a number is expected.
@@ -119,14 +120,17 @@ def aws(tmp_path: Path) -> Iterator[Aws]:
         server.wait()
 
 
-@pytest.mark.parametrize("run_on", ["ecs", "lambda", "kubernetes"])
+def send(aws: Aws, url: str, messages: int) -> None:
+    for start in range(0, messages, 10):
+        entries = [{"Id": str(n), "MessageBody": json.dumps({"number": start + n})} for n in range(10)]
+        aws.client("sqs").send_message_batch(QueueUrl=url, Entries=entries)
+
+
+@pytest.mark.parametrize("run_on", ["ecs", "kubernetes"])
 def test_a_stack_is_created_and_its_queue_is_drained(aws: Aws, database: Database, run_on: str):
     assert aws.deploy("production", RunOn=run_on) == "CREATE_COMPLETE"
     url = aws.outputs("production")["QueueUrl"]
-    sqs = aws.client("sqs")
-    for n in range(5):
-        entries = [{"Id": str(i), "MessageBody": json.dumps({"number": 10 * n + i})} for i in range(10)]
-        sqs.send_message_batch(QueueUrl=url, Entries=entries)
+    send(aws, url, 50)
 
     settings = {"LOADER_QUEUE_URL": url}
     if run_on == "ecs":
@@ -144,6 +148,32 @@ def test_a_stack_is_created_and_its_queue_is_drained(aws: Aws, database: Databas
 
     assert drained.returncode == 0, drained.stderr
     assert drained.stdout.startswith("received 50: landed 50, ")
+
+
+def test_a_stack_with_lambda_drains_its_queue_with_the_password_of_its_secret(aws: Aws, database: Database):
+    assert aws.deploy("production", RunOn="lambda") == "CREATE_COMPLETE"
+    resources = aws.resources("production")
+    url = aws.outputs("production")["QueueUrl"]
+    functions, sqs = aws.client("lambda"), aws.client("sqs")
+    function = functions.get_function_configuration(FunctionName=resources["LoaderFunction"])
+    (trigger,) = functions.list_event_source_mappings(FunctionName=resources["LoaderFunction"])["EventSourceMappings"]
+    assert trigger["EventSourceArn"] == aws.outputs("production")["QueueArn"]
+    assert trigger["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+    assert function["ImageConfigResponse"]["ImageConfig"]["Command"] == ["loader.lambda_function.handler"]
+    assert function["ImageConfigResponse"]["ImageConfig"]["EntryPoint"] == ["python", "-m", "awslambdaric"]
+
+    login = database.env("loader_user")
+    secret = function["Environment"]["Variables"]["LOADER_SECRET"]
+    password = {"username": login.pop("PGUSER"), "password": login.pop("PGPASSWORD")}
+    aws.client("secretsmanager").put_secret_value(SecretId=secret, SecretString=json.dumps(password))
+    send(aws, url, 30)
+    with running(login | aws.env | {"LOADER_SECRET": secret}) as process:
+        loading = Loading(database, sqs, url, {})
+        while sum(loading.waiting()):
+            records = received(loading)
+            settle(loading, records, process.invoke(*records) if records else [])
+
+    assert loading.query("select count(*), count(distinct message_id) from raw.sqs_messages") == [(30, 30)]
 
 
 def test_an_account_can_have_several_stacks(aws: Aws):
