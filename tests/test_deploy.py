@@ -2,12 +2,14 @@
 
 import contextlib
 import functools
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -433,3 +435,90 @@ def test_actions_are_named_by_commit():
     used = re.findall(r"uses: (.+)$", workflow, re.MULTILINE)
     assert used
     assert [each for each in used if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}  # v[\d.]+", each)] == []
+
+
+# Logs in Elasticsearch: Filebeat's configuration and the saved search rest on lines that the programs really write.
+
+
+def test_the_saved_search_finds_a_refused_message_in_the_loaders_log(database, queue):
+    sent = queue.client.send_message(QueueUrl=queue.url, MessageBody="x")["MessageId"]
+    with contextlib.closing(database.connect("postgres")) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("alter table raw.sqs_messages add constraint refuse check (body <> 'x')")
+    loader = [sys.executable, "-m", "loader", "load", "--log-format", "json", "--queue-name", queue.name]
+    options = ["--max-messages", "1"]
+    log = subprocess.run([*loader, *options], cwd=ROOT, env=database.env("loader_user"), capture_output=True, text=True)
+    lines = [json.loads(line) for line in log.stderr.splitlines() if line.startswith("{")]
+
+    _, search = map(json.loads, (MONITORING / "elk" / "kibana.ndjson").read_text().splitlines())
+    query = json.loads(search["attributes"]["kibanaSavedObjectMeta"]["searchSourceJSON"])["query"]["query"]
+    field, value = re.fullmatch(r'masked_logins\.(\w+) : "(.+)"', query).groups()
+    (found,) = [line for line in lines if line.get(field) == value]
+    assert {column.removeprefix("masked_logins.") for column in search["attributes"]["columns"]} <= found.keys()
+    assert found["message_id"] == sent
+
+
+def test_filebeat_reads_the_time_of_every_line(database):
+    """Go's layout of a time is 2006-01-02 15:04:05, whose fraction has as many digits as the nines."""
+    formats = {"2006": "%Y", "01": "%m", "02": "%d", "15": "%H", "04": "%M", "05": "%S", "-07:00": "%z", "Z": "Z"}
+    (filebeat,) = documents(MONITORING / "elk" / "filebeat.yml")
+    assert filebeat["processors"][0]["decode_json_fields"]["target"] == "masked_logins"
+    stamps = {each["timestamp"]["field"]: each["timestamp"] for each in filebeat["processors"][1:]}
+
+    def read(stamp: dict, text: str) -> datetime:
+        (layout,) = stamp["layouts"]
+        date, time = layout.split("T")
+        clock, zone = re.fullmatch(r"([\d:]+)\.9+(.+)", time).groups()
+        parts = [*date.split("-"), *clock.split(":")]
+        year, month, day, hour, minute, second = (formats[part] for part in parts)
+        return datetime.strptime(text, f"{year}-{month}-{day}T{hour}:{minute}:{second}.%f{formats[zone]}")
+
+    for stamp in stamps.values():
+        assert all(read(stamp, example) for example in stamp["test"])
+    report = io.StringIO()
+    with contextlib.redirect_stderr(report):
+        Report("json").say("event")
+    assert read(stamps["masked_logins.at"], json.loads(report.getvalue())["at"])
+    command = [Path(sys.executable).with_name("dbt"), "--log-format", "json", "parse"]
+    project = ["--project-dir", "dbt_project", "--profiles-dir", "dbt_project"]
+    env = database.env("transformer_user")
+    dbt_log = subprocess.run([*command, *project], cwd=ROOT, env=env, capture_output=True, text=True).stdout
+    written = [json.loads(line)["info"]["ts"] for line in dbt_log.splitlines() if line.startswith("{")]
+    assert written
+    assert all(read(stamps["masked_logins.info.ts"], text) for text in written)
+
+
+# What deploy/README.md gives to other tools.
+
+README = (DEPLOY / "README.md").read_text()
+
+
+def test_a_login_of_vaults_can_do_what_its_role_may(database, queue):
+    create, drop = re.findall(r"^ +((?:create|drop) role \"\{\{name\}\}\".*)$", README, re.MULTILINE)
+    values = {"{{name}}": "v-loader-1", "{{password}}": "p", "{{expiration}}": "2100-01-01 00:00:00+00"}
+    queue.client.send_message(QueueUrl=queue.url, MessageBody="{}")
+
+    def as_vault(statement: str) -> None:
+        for name, value in values.items():
+            statement = statement.replace(name, value)
+        with contextlib.closing(database.connect("migrator")) as connection, connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+
+    as_vault(create)
+    try:
+        loader = [sys.executable, "-m", "loader", "load", "--queue-name", queue.name, "--max-messages", "1"]
+        env = database.env("loader_user") | {"PGUSER": "v-loader-1", "PGPASSWORD": "p"}
+        result = subprocess.run(loader, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert result.stdout.startswith("received 1: landed 1, "), result.stderr
+    finally:
+        as_vault(drop)
+
+
+def test_the_pipeline_of_gitlab_is_one_and_calls_targets_that_exist(tmp_path):
+    (block,) = re.findall(r"```yaml\n(# \.gitlab-ci\.yml\n.*?)```", README, re.DOTALL)
+    (tmp_path / ".gitlab-ci.yml").write_text(block)
+    check = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.gitlab-ci"]
+    result = subprocess.run([*check, tmp_path / ".gitlab-ci.yml"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    (jenkins,) = re.findall(r"```groovy\n(.*?)```", README, re.DOTALL)
+    assert set(re.findall(r"\bmake ([a-z-]+)", block + jenkins)) == {"lint", "test"} <= set(targets)
