@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import botocore.session
+import psycopg2
 import pytest
 import yaml
 
@@ -493,24 +494,31 @@ README = (DEPLOY / "README.md").read_text()
 
 
 def test_a_login_of_vaults_can_do_what_its_role_may(database, queue):
-    create, drop = re.findall(r"^ +((?:create|drop) role \"\{\{name\}\}\".*)$", README, re.MULTILINE)
-    values = {"{{name}}": "v-loader-1", "{{password}}": "p", "{{expiration}}": "2100-01-01 00:00:00+00"}
+    vault, create, drop = re.findall(r"^ +((?:create|drop) role (?:vault|\"\{\{name\}\}\").*)$", README, re.MULTILINE)
+    values = {"{{name}}": "v-loader-1", "{{password}}": "p", "{{expiration}}": "2100-01-01 00:00:00+00", "…": "v"}
     queue.client.send_message(QueueUrl=queue.url, MessageBody="{}")
 
-    def as_vault(statement: str) -> None:
+    env = database.env("loader_user")
+    server = {"host": env["PGHOST"], "port": env["PGPORT"], "dbname": env["PGDATABASE"]}
+
+    def run(connection, statement: str) -> None:
         for name, value in values.items():
             statement = statement.replace(name, value)
-        with contextlib.closing(database.connect("migrator")) as connection, connection, connection.cursor() as cursor:
+        with contextlib.closing(connection), connection, connection.cursor() as cursor:
             cursor.execute(statement)
 
-    as_vault(create)
-    try:
+    def as_vault(statement: str) -> None:
+        run(psycopg2.connect(user="vault", password="v", **server), statement)
+
+    run(database.connect("postgres"), vault)
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: run(database.connect("postgres"), "drop owned by vault; drop role vault"))
+        as_vault(create)
+        stack.callback(as_vault, drop)
         loader = [sys.executable, "-m", "loader", "load", "--queue-name", queue.name, "--max-messages", "1"]
-        env = database.env("loader_user") | {"PGUSER": "v-loader-1", "PGPASSWORD": "p"}
-        result = subprocess.run(loader, cwd=ROOT, env=env, capture_output=True, text=True)
+        login = {"PGUSER": "v-loader-1", "PGPASSWORD": "p"}
+        result = subprocess.run(loader, cwd=ROOT, env=env | login, capture_output=True, text=True)
         assert result.stdout.startswith("received 1: landed 1, "), result.stderr
-    finally:
-        as_vault(drop)
 
 
 def test_the_pipeline_of_gitlab_is_one_and_calls_targets_that_exist(tmp_path):
