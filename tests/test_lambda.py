@@ -279,7 +279,9 @@ STEPS = {
 @pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
 def test_a_killed_function_loses_nothing(loading: Loading, step: str | None, fifo: bool):
     if fifo:
-        loading.url = create_queue(loading.sqs, FifoQueue="true", ContentBasedDeduplication="true")
+        # An expired receipt handle does not delete from a FIFO queue: time enough for the slowest machine.
+        attributes = {"FifoQueue": "true", "ContentBasedDeduplication": "true", "VisibilityTimeout": "5"}
+        loading.url = create_queue(loading.sqs, **attributes)
     ids = loading.send(30, **({"MessageGroupId": "a"} if fifo else {}))
 
     with contextlib.ExitStack() as stack:
