@@ -34,7 +34,7 @@ demo: install  ## made-up logins through the whole pipeline, on servers started 
 test: install  ## every test, on servers of its own (ARGS='-k name' for some)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope $(ARGS)
 
-compose-test: install  ## docker-compose.yml, all profiles, where a Docker engine answers (builds stand-ins without a registry)
+compose-test: install  ## docker-compose.yml on a real Docker engine; without a registry, on stand-ins of its images
 	@$(BIN)/python -m pytest -m containers -r sw -W default:::tests.test_compose tests/test_compose.py $(ARGS)
 
 up: install  ## start the local PostgreSQL and SQS

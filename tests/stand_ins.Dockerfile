@@ -22,6 +22,7 @@ ENV PATH=/usr/lib/postgresql/17/bin:$PATH PGDATA=/var/lib/postgresql/data
 COPY --chmod=755 <<'SCRIPT' /usr/local/bin/entrypoint
 #!/bin/bash
 set -euo pipefail
+shopt -s nullglob
 if test "$(id -u)" = 0; then
     chown postgres "$PGDATA"
     exec setpriv --reuid postgres --regid postgres --init-groups "$0" "$@"

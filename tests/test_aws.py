@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -13,7 +12,7 @@ import pytest
 
 from local.processes import free_port, wait
 from local.stack import answers
-from tests.conftest import ROOT, Database
+from tests.conftest import NUMBERS, ROOT, Database
 from tests.loading import Loading, until
 from tests.test_lambda import received, running, settle
 
@@ -28,13 +27,13 @@ HOST = "127.0.0.1"
 
 
 class Aws:
-    """An account on the emulator."""
+    """An account on the emulator, which takes an access key of twelve digits for the account's number."""
 
-    def __init__(self, port: int):
+    def __init__(self, port: int, account: str):
         self.env = {
             "AWS_ENDPOINT_URL": f"http://{HOST}:{port}",
             "AWS_DEFAULT_REGION": "eu-central-1",
-            "AWS_ACCESS_KEY_ID": "111122223333",
+            "AWS_ACCESS_KEY_ID": account,
             "AWS_SECRET_ACCESS_KEY": "local",
         }
         self.template = TEMPLATE
@@ -97,9 +96,10 @@ class Aws:
         return container
 
 
-@pytest.fixture
-def aws(tmp_path: Path) -> Iterator[Aws]:
-    port = free_port(HOST, 0)
+@pytest.fixture(scope="module")
+def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Its port."""
+    port, tmp_path = free_port(HOST, 0), tmp_path_factory.mktemp("ministack")
     settings = {
         "PATH": os.defpath,
         "GATEWAY_PORT": str(port),
@@ -114,10 +114,16 @@ def aws(tmp_path: Path) -> Iterator[Aws]:
         )
     try:
         wait(lambda: answers(port), "MiniStack does not start")
-        yield Aws(port)
+        yield port
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture
+def aws(ministack: int) -> Aws:
+    """An account of the test's own."""
+    return Aws(ministack, f"{next(NUMBERS):012}")
 
 
 def send(aws: Aws, url: str, messages: int) -> None:

@@ -104,6 +104,7 @@ NOT_RUN = {
     "make bench": "takes minutes, and asserts nothing",
     "make bench-dbt": "takes minutes, and asserts nothing",
     "make clean": "would remove the demo of whoever runs the tests",
+    "make compose-test": "needs a Docker engine, and is tests itself",
     "make lint": "is what CI runs beside the tests",
     "make requirements": "asks PyPI for every package; test_makefile.py checks what it has written",
     "make test": "is these tests",
