@@ -39,9 +39,9 @@ SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
 }
-# setpriv comes with every Linux that has sh; for root it means that SQS can neither become another user nor pass by
-# file permissions.
-NO_CAPABILITIES = ("setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all") if os.getuid() == 0 else ()
+# For root: SQS can neither become another user nor bypass file permissions (setpriv is part of util-linux).
+SETPRIV = ("setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all")
+NO_CAPABILITIES = SETPRIV if os.getuid() == 0 and shutil.which("setpriv") else ()
 ELSEWHERE = ("PG", "AWS_")  # how the variables begin that lead to other servers
 STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
