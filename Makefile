@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test up down env send load migrate build docs report status doctor redrive bench freshness lint \
-    clean rotate-key reveal approve forget leakcheck purge bench-dbt
+    clean compose-test requirements sbom rotate-key reveal approve forget leakcheck purge bench-dbt
 
 PYTHON ?= python3
 # (not ?=, because make has an AS of its own: the assembler)
@@ -18,14 +18,14 @@ help:  ## this list
 
 install: .venv/installed  ## make .venv, or bring it up to date
 
-.venv/installed: requirements.txt requirements-dev.txt
+.venv/installed: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo 'Python 3.10 or newer is needed; if it has another name: make PYTHON=python3.12 ...' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	    { echo 'This Python cannot make a .venv: apt install python3-venv' >&2; exit 1; }
 	@echo 'Installing into .venv, which takes a minute ...' >&2
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 
 demo: install  ## made-up logins through the whole pipeline, on servers started here; again, and it adds more
@@ -33,6 +33,9 @@ demo: install  ## made-up logins through the whole pipeline, on servers started 
 
 test: install  ## every test, on servers of its own (ARGS='-k name' for some)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope $(ARGS)
+
+compose-test: install  ## docker-compose.yml on a real Docker engine; without a registry, on stand-ins of its images
+	@$(BIN)/python -m pytest -m containers -r sw -W default:::tests.test_compose tests/test_compose.py $(ARGS)
 
 up: install  ## start the local PostgreSQL and SQS
 	@$(LOCAL) up
@@ -108,9 +111,21 @@ freshness: install  ## fails when nothing has landed for too long
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet source freshness $(PROJECT)
 
 .venv/installed-lint: .venv/installed deploy/requirements-lint.txt
-	@echo 'Installing what lints deploy/, which takes a minute ...' >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r deploy/requirements-lint.txt
+	@echo 'Installing the linters of deploy/, which takes a minute ...' >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements-lint.txt
 	@touch $@
+
+COMPILE = UV_CUSTOM_COMPILE_COMMAND='make requirements' $(BIN)/uv pip compile --quiet --universal --python-version 3.10 \
+    --fork-strategy fewest --generate-hashes --annotation-style line $(ARGS) pyproject.toml
+
+requirements: .venv/installed-lint  ## requirements*.txt from pyproject.toml, with hashes (ARGS=--upgrade for newer versions)
+	@$(COMPILE) --output-file requirements.txt
+	@$(COMPILE) --group dev --constraints requirements.txt --output-file requirements-dev.txt
+	@$(COMPILE) --group lint --constraints requirements-dev.txt --output-file deploy/requirements-lint.txt
+
+sbom: .venv/installed-lint  ## what the image installs, as CycloneDX (sbom.json)
+	@$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json requirements.txt
+	@echo sbom.json
 
 lint: .venv/installed-lint  ## every linter; changes nothing
 	@$(BIN)/ruff check --quiet .

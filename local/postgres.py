@@ -51,16 +51,16 @@ def choose_postgres(wanted: str | None, cluster: int | None) -> Path:
 
 
 class Account:
-    """Whom PostgreSQL's programs run as: ourselves, or for root, whom they refuse, a user without rights."""
+    """The user that the servers run as: the caller, or for root (PostgreSQL refuses it) a user without privileges."""
 
     def __init__(self) -> None:
         self.uid, self.gid = os.getuid(), os.getgid()
-        self._switch = {}
+        self.switch: dict = {}  # the same, as arguments of subprocess.run
         if self.uid == 0:
             known = {entry.pw_name: entry for entry in pwd.getpwall()}
             chosen = known.get("postgres") or known["nobody"]
             self.uid, self.gid = chosen.pw_uid, chosen.pw_gid
-            self._switch = {"user": self.uid, "group": self.gid, "extra_groups": []}
+            self.switch = {"user": self.uid, "group": self.gid, "extra_groups": []}
 
     def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -69,7 +69,7 @@ class Account:
             text=True,
             cwd="/",  # ours may be closed to that user
             env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},  # none of the caller's PG*
-            **self._switch,
+            **self.switch,
         )
 
     def reaches(self, path: Path) -> bool:

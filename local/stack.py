@@ -39,6 +39,9 @@ SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
 }
+# For root: SQS can neither become another user nor bypass file permissions (setpriv is part of util-linux).
+SETPRIV = ("setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all")
+NO_CAPABILITIES = SETPRIV if os.getuid() == 0 and shutil.which("setpriv") else ()
 ELSEWHERE = ("PG", "AWS_")  # how the variables begin that lead to other servers
 STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
@@ -85,7 +88,8 @@ class Stack:
     def remove(self) -> None:
         """Stop both, and leave nothing of them."""
         self.down()
-        shutil.rmtree(self._cluster, ignore_errors=True)
+        for folder in (self._cluster, self._sqs):
+            shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
@@ -164,6 +168,7 @@ class Stack:
         if self._sqs_pid():
             return log.info("SQS runs already.")
         port = self._take_port("SQS")
+        as_whom = self._prepare_sqs()
         settings = {
             "PATH": os.defpath,
             "GATEWAY_PORT": str(port),
@@ -171,20 +176,40 @@ class Stack:
             "MINISTACK_HOST": HOST,  # what its queue URLs begin with
             "SERVICES": "sqs",
             "LOG_LEVEL": "WARNING",
-            "TMPDIR": str(self.folder),  # where it writes its process id
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TMPDIR": str(self._sqs),  # where it writes its process id
         }
         # Through a shell that ends at once: the server outlives us, and no test is left with a zombie.
-        command = ["sh", "-c", '"$@" </dev/null >sqs.log 2>&1 &', "sh", sys.executable, "-m", "ministack"]
-        subprocess.run(command, cwd=self.folder, env=settings, start_new_session=True, check=True)
-        wait(lambda: self._sqs_pid() and _answers(port), f"SQS does not start: {self.folder / 'sqs.log'} says why.")
+        command = [
+            "sh",
+            "-c",
+            '"$@" </dev/null >sqs.log 2>&1 &',
+            "sh",
+            *NO_CAPABILITIES,
+            sys.executable,
+            "-m",
+            "ministack",
+        ]
+        subprocess.run(command, cwd=self._sqs, env=settings, start_new_session=True, check=True, **as_whom)
+        wait(lambda: self._sqs_pid() and answers(port), f"SQS does not start: {self._sqs / 'sqs.log'} says why.")
         log.info("SQS started on %s:%s.", HOST, port)
+
+    def _prepare_sqs(self) -> dict:
+        """Its folder; and the user that it runs as, for subprocess: PostgreSQL's, or root's where only root can read
+        this Python."""
+        if self._account.run("env", sys.executable, "-c", "import ministack").returncode == 0:
+            self._account.folder(self.folder / "sqs")
+            return self._account.switch
+        (self.folder / "sqs").mkdir(exist_ok=True)
+        log.info("SQS runs as root (without capabilities), because other users cannot read %s.", sys.prefix)
+        return {}
 
     def stop_sqs(self) -> None:
         if pid := self._sqs_pid():
             end(pid, signal.SIGTERM, f"SQS (process {pid}) does not stop.")
             log.info("SQS stopped; its queues were in memory and are gone.")
 
-    # What the state folder holds: stack.json (ports, passwords), postgres/ (perhaps a link), logs, process ids.
+    # What the state folder holds: stack.json (ports, passwords), postgres/ and sqs/ (perhaps links).
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -231,6 +256,10 @@ class Stack:
         return (self.folder / "postgres").resolve()
 
     @property
+    def _sqs(self) -> Path:
+        return (self.folder / "sqs").resolve()
+
+    @property
     def _data(self) -> Path:
         return self._cluster / "data"
 
@@ -241,8 +270,8 @@ class Stack:
         return pid if os.fsencode(self._data) in command_of(pid) else None
 
     def _sqs_pid(self) -> int | None:
-        pid = number_in(self.folder / f"ministack-{self._state()['ports']['SQS']}.pid")
-        return pid if os.fsencode(f"TMPDIR={self.folder}") in environment_of(pid) else None
+        pid = number_in(self._sqs / f"ministack-{self._state()['ports']['SQS']}.pid")
+        return pid if os.fsencode(f"TMPDIR={self._sqs}") in environment_of(pid) else None
 
     # Making the cluster and what is in it.
 
@@ -302,7 +331,7 @@ def _password() -> str:
     return secrets.token_urlsafe(24)
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
     # Not urllib, which would ask the caller's HTTP_PROXY.
     with contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=1)) as connection:
         try:

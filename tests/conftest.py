@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -21,6 +22,8 @@ from local.stack import BOOTSTRAP, DATABASE, SUPERUSER, Stack
 
 ROOT = Path(__file__).parents[1]
 STAND_IN = ROOT / "tests" / "citus_stand_in.sql"
+# Another SQS than the local stack's, such as LocalStack: SQS_ENDPOINT=http://127.0.0.1:4566 make test ARGS='-k loader'.
+SQS_ENDPOINT = {"AWS_ENDPOINT_URL": os.environ["SQS_ENDPOINT"]} if os.environ.get("SQS_ENDPOINT") else {}
 NO_AWS_BUT_OURS = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
@@ -48,6 +51,7 @@ class Database:
         """The environment of a program that is to work on this database as this login."""
         return self.stack.program(login, self.name) | {
             **NO_AWS_BUT_OURS,
+            **SQS_ENDPOINT,
             # dbt's traces stay out of the tree, where the demo writes its own
             "DBT_TARGET_PATH": str(self.stack.folder / "dbt-target"),
             "DBT_LOG_PATH": str(self.stack.folder / "dbt-logs"),
@@ -221,13 +225,13 @@ def empty_server() -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def sqs(stack: Stack) -> Iterator[Any]:
-    client = queues.client(stack.environment("loader_user"))
+    client = queues.client(stack.environment("loader_user") | SQS_ENDPOINT)
     yield client
     client.close()
 
 
 @pytest.fixture
 def queue(sqs: Any) -> Iterator[Queue]:
-    queue = Queue(sqs, sqs.create_queue(QueueName=f"test-{next(NUMBERS)}")["QueueUrl"])
+    queue = Queue(sqs, sqs.create_queue(QueueName=f"test-{uuid.uuid4()}")["QueueUrl"])
     yield queue
     sqs.delete_queue(QueueUrl=queue.url)

@@ -2,16 +2,19 @@
 
 import contextlib
 import functools
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
 import botocore.session
+import psycopg2
 import pytest
 import yaml
 
@@ -30,10 +33,18 @@ PROMETHEUS = json.loads((MONITORING / "grafana" / "dashboard.json").read_text())
 
 
 class Template(yaml.SafeLoader):
-    """CloudFormation: !Ref and its like are taken as what they are given."""
+    """CloudFormation: of `!Ref x` and other functions, the argument."""
 
 
-Template.add_multi_constructor("!", lambda loader, tag, node: node.value)
+def argument(loader: Template, tag: str, node: yaml.Node):
+    if isinstance(node, yaml.ScalarNode):
+        return node.value
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_mapping(node, deep=True)
+
+
+Template.add_multi_constructor("!", argument)
 
 
 def documents(path, loader=yaml.SafeLoader):
@@ -115,26 +126,51 @@ def test_the_alert_rules_pass_their_own_tests():
 # Rights: the policies allow what the loader calls, and no more.
 
 
-def actions(statements: list[dict], sid: str) -> set[str]:
-    (statement,) = [statement for statement in statements if statement["Sid"] == sid]
-    return set(statement["Action"])
+def policy(name: str) -> list[dict]:
+    return json.loads((DEPLOY / "aws" / f"iam-{name}.json").read_text())["Statement"]
 
 
-def test_the_loader_may_call_what_it_calls_and_no_more():
+def allowed_by(*policies: str) -> set[str]:
+    return {action for name in policies for statement in policy(name) for action in statement["Action"]}
+
+
+def test_the_policies_allow_what_the_loader_calls_and_no_more():
     source = "".join(path.read_text() for path in (ROOT / "loader").glob("*.py"))
     operations = botocore.session.get_session().get_service_model("sqs").operation_names
-    called = [name for name in operations if f'"{name}"' in source]
-    allowed = set()
-    for policy in ("iam-loader.json", "iam-redrive.json"):
-        for statement in json.loads((DEPLOY / "aws" / policy).read_text())["Statement"]:
-            allowed |= set(statement["Action"])
-    needed = {f"sqs:{operation.removesuffix('Batch')}" for operation in called}
-    # to move messages back takes these of who asks for it, though the loader itself calls but the first
+    called = {f"sqs:{name.removesuffix('Batch')}" for name in operations if f'"{name}"' in source}
+    # StartMessageMoveTask requires these of its caller, though the loader itself calls only the first.
     moving = {"sqs:StartMessageMoveTask", "sqs:SendMessage", "sqs:ListMessageMoveTasks"}
+    # SQS calls these with the caller's permissions where a queue has a customer's key.
+    encryption = {"kms:Decrypt", "kms:GenerateDataKey"}
+    others = {"cloudwatch:GetMetricStatistics"} if "get_metric_statistics" in source else set()
+    allowed = allowed_by("loader", "redrive", "status")
 
-    assert {"sqs:ReceiveMessage", "sqs:DeleteMessage"} <= needed
-    assert needed <= allowed
-    assert allowed - moving <= needed
+    assert {"sqs:ReceiveMessage", "sqs:DeleteMessage"} <= called
+    assert called | others <= allowed
+    assert allowed - moving - encryption <= called | others
+
+
+def test_status_asks_for_no_more_than_to_read():
+    assert allowed_by("status") == {"sqs:GetQueueAttributes", "sqs:GetQueueUrl", "cloudwatch:GetMetricStatistics"}
+
+
+def test_redrive_needs_the_url_of_the_queue_only():
+    (dead_letters, queue, _) = policy("redrive")
+    assert dead_letters["Resource"] == f"{queue['Resource']}-dlq"
+    assert "sqs:GetQueueUrl" in queue["Action"]
+    assert "sqs:GetQueueUrl" not in dead_letters["Action"]
+
+
+def test_a_role_of_kubernetes_can_be_assumed_by_one_service_account():
+    (statement,) = policy("trust")
+    account = statement["Condition"]["StringEquals"]
+    accounts = {
+        f"system:serviceaccount:masked-logins:{each['metadata']['name']}"
+        for each in documents(DEPLOY / "kubernetes" / "access.yaml")
+        if each["kind"] == "ServiceAccount"
+    }
+    assert {value for key, value in account.items() if key.endswith(":sub")} <= accounts
+    assert {value for key, value in account.items() if key.endswith(":aud")} == {"sts.amazonaws.com"}
 
 
 def test_keda_does_not_act_as_the_loader_whose_role_trusts_the_loader_alone():
@@ -147,10 +183,12 @@ def test_keda_does_not_act_as_the_loader_whose_role_trusts_the_loader_alone():
 
 
 def test_the_template_has_the_policy_of_the_file():
-    policy = json.loads((DEPLOY / "aws" / "iam-loader.json").read_text())["Statement"]
-    role = resources()["LoaderRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
-    for statement in policy:
-        assert actions(role, statement["Sid"]) == set(statement["Action"])
+    statements = resources()["LoadFromQueue"]["Properties"]["PolicyDocument"]["Statement"]
+    # The last one is `!If [HasQueueKey, {…}, …]`.
+    statements = [statement if isinstance(statement, dict) else statement[1] for statement in statements]
+    assert [(each["Sid"], set(each["Action"])) for each in statements] == [
+        (each["Sid"], set(each["Action"])) for each in policy("loader")
+    ]
 
 
 # Commands: every one that a manifest gives to a container is one that the image understands.
@@ -248,7 +286,7 @@ def login_of(container: dict) -> str:
     """The last part of the secret's name, which Kubernetes calls its own secret."""
     assert [secret["Name"] for secret in container["Secrets"]] == ["PGUSER", "PGPASSWORD"]
     (secret,) = {re.match(r"\$\{(\w+)\}", secret["ValueFrom"])[1] for secret in container["Secrets"]}
-    return resources()[secret]["Properties"]["Name"].removeprefix("masked-logins/")
+    return resources()[secret]["Properties"]["Name"].removeprefix("${AWS::StackName}/")
 
 
 def test_ecs_does_by_the_clock_what_kubernetes_does():
@@ -259,23 +297,53 @@ def test_the_clock_may_start_what_it_starts_and_nothing_else():
     started = {
         each["Target"]["EcsParameters"]["TaskDefinitionArn"] for each in of_type("AWS::Scheduler::Schedule").values()
     }
-    run, hand_over = resources()["ClockRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
+    run, hand_over = resources()["SchedulerRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
     assert (run["Action"], set(run["Resource"])) == ("ecs:RunTask", started)
-    assert (hand_over["Action"], hand_over["Resource"]) == ("iam:PassRole", "StarterRole.Arn")
+    assert (hand_over["Action"], hand_over["Resource"]) == ("iam:PassRole", "TaskExecutionRole.Arn")
     assert hand_over["Condition"] == {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}}
 
 
-def test_every_login_that_a_program_takes_is_made_and_can_be_read():
-    made = {properties["Name"]: name for name, properties in of_type("AWS::SecretsManager::Secret").items()}
-    taken = {
-        each["remoteRef"]["key"]
+def test_every_login_that_a_program_uses_is_created_and_readable():
+    created = {properties["Name"]: name for name, properties in of_type("AWS::SecretsManager::Secret").items()}
+    used = {
+        each["remoteRef"]["key"].replace("masked-logins/", "${AWS::StackName}/")
         for document in documents(DEPLOY / "kubernetes" / "secrets.yaml")
         for each in document["spec"].get("data", [])
     }
-    (policy,) = resources()["StarterRole"]["Properties"]["Policies"]
-    (statement,) = policy["PolicyDocument"]["Statement"]
-    assert set(made) == taken
-    assert set(statement["Resource"]) == set(made.values())
+    (readable,) = resources()["TaskExecutionRole"]["Properties"]["Policies"]
+    (statement,) = readable["PolicyDocument"]["Statement"]
+    assert set(created) == used
+    assert set(statement["Resource"]) == {"Database.MasterUserSecret.SecretArn", *created.values()}
+
+
+def test_the_bootstrap_task_sets_the_password_of_every_login_that_has_a_secret():
+    (container,) = resources()["BootstrapTask"]["Properties"]["ContainerDefinitions"]
+    passwords = {
+        re.match(r"\$\{(\w+)\}", secret["ValueFrom"])[1]: secret["Name"]
+        for secret in container["Secrets"]
+        if secret["Name"] not in ("PGUSER", "PGPASSWORD")
+    }
+    names = {
+        name: json.loads(properties["GenerateSecretString"]["SecretStringTemplate"])["username"]
+        for name, properties in of_type("AWS::SecretsManager::Secret").items()
+    }
+    assert passwords == {name: f"{login.upper()}_PASSWORD" for name, login in names.items()}
+    assert set(passwords.values()) <= set(re.findall(r"\\getenv \w+ (\w+)", (DEPLOY / "bootstrap.sql").read_text()))
+
+
+# A release: the migration has run before a new loader starts.
+
+
+def test_kubernetes_applies_everything_but_the_programs_first():
+    first, second = [], []
+    for name in ("access", "secrets", "migrate", "loader", "scheduled"):
+        for document in documents(DEPLOY / "kubernetes" / f"{name}.yaml"):
+            labels = document["metadata"].get("labels", {})
+            is_program = labels.get("app.kubernetes.io/component") == "program"
+            (second if is_program else first).append(document["kind"])
+    assert {"Namespace", "ExternalSecret", "Job"} <= set(first)
+    assert not {"Deployment", "CronJob", "ScaledObject"} & set(first)
+    assert {"Deployment", "CronJob", "ScaledObject"} <= set(second)
 
 
 # Alarms on AWS: each part of the clock's work is missed when it does not succeed, whatever the reason.
@@ -318,7 +386,7 @@ def test_alarms_miss_what_fails_and_hear_of_what_succeeds(database):
         alarm["MetricName"]
         for alarm in of_type("AWS::CloudWatch::Alarm").values()
         if (alarm["Namespace"], alarm["Statistic"], alarm["ComparisonOperator"], alarm["Threshold"])
-        == ("MaskedLogins", "Sum", "LessThanThreshold", 1)
+        == ("MaskedLogins/${AWS::StackName}", "Sum", "LessThanThreshold", 1)
         and alarm["TreatMissingData"] == "breaching"  # a task that never starts prints nothing
     }
     with contextlib.closing(database.connect("postgres")) as connection:
@@ -336,11 +404,11 @@ def test_alarms_miss_what_fails_and_hear_of_what_succeeds(database):
 
 
 def test_compose_asks_for_every_password_that_bootstrap_takes():
-    taken = set(re.findall(r"\\getenv \w+ (\w+)", (DEPLOY / "bootstrap.sql").read_text()))
+    taken = set(re.findall(r"\\getenv \w+ (\w+_PASSWORD)", (DEPLOY / "bootstrap.sql").read_text()))
     asked = documents(ROOT / "docker-compose.yml")[0]["services"]["postgres"]["environment"]
     example = (ROOT / ".env.example").read_text()
 
-    assert taken == set(asked) - {"POSTGRES_PASSWORD"}
+    assert taken == {name for name in asked if name.endswith("_PASSWORD")} - {"POSTGRES_PASSWORD"}
     assert {f"{login.upper()}_PASSWORD" for login in LOGINS} <= taken
     assert all(re.search(rf"^(# )?{name}=", example, re.MULTILINE) for name in asked)
 
@@ -354,3 +422,111 @@ def test_nothing_defaults_to_production():
 def test_production_wants_the_servers_certificate(database):
     with pytest.raises(AssertionError, match="server does not support SSL"):
         dbt(database, "show", "--inline", "select 1 as one", "--target", "prod")
+
+
+def test_there_is_one_version_number():
+    (version,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    (tag,) = [image["newTag"] for image in documents(DEPLOY / "kubernetes" / "kustomization.yaml")[0]["images"]]
+    newest, *_ = re.findall(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert {tag, newest} == {version}
+
+
+def test_actions_are_named_by_commit():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    used = re.findall(r"uses: (.+)$", workflow, re.MULTILINE)
+    assert used
+    assert [each for each in used if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}  # v[\d.]+", each)] == []
+
+
+# Logs in Elasticsearch: Filebeat's configuration and the saved search rest on lines that the programs really write.
+
+
+def test_the_saved_search_finds_a_refused_message_in_the_loaders_log(database, queue):
+    sent = queue.client.send_message(QueueUrl=queue.url, MessageBody="x")["MessageId"]
+    with contextlib.closing(database.connect("postgres")) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("alter table raw.sqs_messages add constraint refuse check (body <> 'x')")
+    loader = [sys.executable, "-m", "loader", "load", "--log-format", "json", "--queue-name", queue.name]
+    options = ["--max-messages", "1"]
+    log = subprocess.run([*loader, *options], cwd=ROOT, env=database.env("loader_user"), capture_output=True, text=True)
+    lines = [json.loads(line) for line in log.stderr.splitlines() if line.startswith("{")]
+
+    _, search = map(json.loads, (MONITORING / "elk" / "kibana.ndjson").read_text().splitlines())
+    query = json.loads(search["attributes"]["kibanaSavedObjectMeta"]["searchSourceJSON"])["query"]["query"]
+    field, value = re.fullmatch(r'masked_logins\.(\w+) : "(.+)"', query).groups()
+    (found,) = [line for line in lines if line.get(field) == value]
+    assert {column.removeprefix("masked_logins.") for column in search["attributes"]["columns"]} <= found.keys()
+    assert found["message_id"] == sent
+
+
+def test_filebeat_reads_the_time_of_every_line(database):
+    """Go's layout of a time is 2006-01-02 15:04:05, whose fraction has as many digits as the nines."""
+    formats = {"2006": "%Y", "01": "%m", "02": "%d", "15": "%H", "04": "%M", "05": "%S", "-07:00": "%z", "Z": "Z"}
+    (filebeat,) = documents(MONITORING / "elk" / "filebeat.yml")
+    assert filebeat["processors"][0]["decode_json_fields"]["target"] == "masked_logins"
+    stamps = {each["timestamp"]["field"]: each["timestamp"] for each in filebeat["processors"][1:]}
+
+    def read(stamp: dict, text: str) -> datetime:
+        (layout,) = stamp["layouts"]
+        date, time = layout.split("T")
+        clock, zone = re.fullmatch(r"([\d:]+)\.9+(.+)", time).groups()
+        parts = [*date.split("-"), *clock.split(":")]
+        year, month, day, hour, minute, second = (formats[part] for part in parts)
+        return datetime.strptime(text, f"{year}-{month}-{day}T{hour}:{minute}:{second}.%f{formats[zone]}")
+
+    for stamp in stamps.values():
+        assert all(read(stamp, example) for example in stamp["test"])
+    report = io.StringIO()
+    with contextlib.redirect_stderr(report):
+        Report("json").say("event")
+    assert read(stamps["masked_logins.at"], json.loads(report.getvalue())["at"])
+    command = [Path(sys.executable).with_name("dbt"), "--log-format", "json", "parse"]
+    project = ["--project-dir", "dbt_project", "--profiles-dir", "dbt_project"]
+    env = database.env("transformer_user")
+    dbt_log = subprocess.run([*command, *project], cwd=ROOT, env=env, capture_output=True, text=True).stdout
+    written = [json.loads(line)["info"]["ts"] for line in dbt_log.splitlines() if line.startswith("{")]
+    assert written
+    assert all(read(stamps["masked_logins.info.ts"], text) for text in written)
+
+
+# What deploy/README.md gives to other tools.
+
+README = (DEPLOY / "README.md").read_text()
+
+
+def test_a_login_of_vaults_can_do_what_its_role_may(database, queue):
+    vault, create, drop = re.findall(r"^ +((?:create|drop) role (?:vault|\"\{\{name\}\}\").*)$", README, re.MULTILINE)
+    values = {"{{name}}": "v-loader-1", "{{password}}": "p", "{{expiration}}": "2100-01-01 00:00:00+00", "…": "v"}
+    queue.client.send_message(QueueUrl=queue.url, MessageBody="{}")
+
+    env = database.env("loader_user")
+    server = {"host": env["PGHOST"], "port": env["PGPORT"], "dbname": env["PGDATABASE"]}
+
+    def run(connection, statement: str) -> None:
+        for name, value in values.items():
+            statement = statement.replace(name, value)
+        with contextlib.closing(connection), connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+
+    def as_vault(statement: str) -> None:
+        run(psycopg2.connect(user="vault", password="v", **server), statement)
+
+    run(database.connect("postgres"), vault)
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: run(database.connect("postgres"), "drop owned by vault; drop role vault"))
+        as_vault(create)
+        stack.callback(as_vault, drop)
+        loader = [sys.executable, "-m", "loader", "load", "--queue-name", queue.name, "--max-messages", "1"]
+        login = {"PGUSER": "v-loader-1", "PGPASSWORD": "p"}
+        result = subprocess.run(loader, cwd=ROOT, env=env | login, capture_output=True, text=True)
+        assert result.stdout.startswith("received 1: landed 1, "), result.stderr
+
+
+def test_the_pipeline_of_gitlab_is_one_and_calls_targets_that_exist(tmp_path):
+    (block,) = re.findall(r"```yaml\n(# \.gitlab-ci\.yml\n.*?)```", README, re.DOTALL)
+    (tmp_path / ".gitlab-ci.yml").write_text(block)
+    check = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.gitlab-ci"]
+    result = subprocess.run([*check, tmp_path / ".gitlab-ci.yml"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    (jenkins,) = re.findall(r"```groovy\n(.*?)```", README, re.DOTALL)
+    assert set(re.findall(r"\bmake ([a-z-]+)", block + jenkins)) == {"lint", "test"} <= set(targets)

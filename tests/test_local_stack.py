@@ -101,7 +101,7 @@ def test_a_stale_process_id_stops_nobody(own):
     with subprocess.Popen(["sleep", "60"]) as innocent:
         (own.folder / "postgres" / "data" / "postmaster.pid").write_text(f"{innocent.pid}\n")
         port = own.environment("migrator")["AWS_ENDPOINT_URL"].rpartition(":")[2]
-        (own.folder / f"ministack-{port}.pid").write_text(str(innocent.pid))
+        (own.folder / "sqs" / f"ministack-{port}.pid").write_text(str(innocent.pid))
         own.down()
         assert innocent.poll() is None
         own.up()
@@ -177,6 +177,17 @@ def test_a_folder_that_postgres_cannot_reach_gets_a_link_to_one_that_it_can(hidd
 
     own.remove()
     assert not target.exists()
+
+
+@as_root
+def test_the_sqs_server_has_no_privileges(own):
+    own.up()
+    status = Path(f"/proc/{own._sqs_pid()}/status").read_text()
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == int(fields["CapBnd"], 16) == 0
+    assert fields["NoNewPrivs"].strip() == "1"
+    readable = own._account.run("env", sys.executable, "-c", "import ministack").returncode == 0
+    assert (fields["Uid"].split()[0] != "0") == readable
 
 
 @as_root

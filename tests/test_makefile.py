@@ -56,10 +56,25 @@ def test_stopping_what_never_ran_installs_nothing(fresh, target):
     assert not (fresh / ".venv").exists()
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
-def test_every_requirement_is_pinned(name):
-    lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
-    loose = [
-        line for line in lines if line and not line.startswith("-r ") and not re.match(r"[a-z0-9-]+==[\w.]+", line)
-    ]
-    assert loose == []
+REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "deploy/requirements-lint.txt")
+# A package with its version, perhaps a condition, and the hashes of its files.
+PINNED = re.compile(r"([a-z0-9.-]+)==([\w.]+)(?: ; [^\\]+)?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)(?:\n    # .*)?\n")
+
+
+@pytest.mark.parametrize("name", REQUIREMENTS)
+def test_every_requirement_has_a_version_and_hashes(name):
+    text = (ROOT / name).read_text()
+    assert PINNED.sub("", text) == "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    assert PINNED.search(text)
+
+
+def test_each_requirements_file_contains_the_one_before():
+    versions = [dict(each[:2] for each in PINNED.findall((ROOT / name).read_text())) for name in REQUIREMENTS]
+    assert versions[0].items() <= versions[1].items() <= versions[2].items()
+
+
+def test_pyproject_and_the_requirements_agree():
+    declared = re.findall(r'^    "([a-z0-9-]+)==([\w.]+)', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    locked = dict(each[:2] for each in PINNED.findall((ROOT / REQUIREMENTS[2]).read_text()))
+    assert len(declared) > 20
+    assert dict(declared).items() <= locked.items()

@@ -1,0 +1,92 @@
+"""The loader on AWS Lambda, which receives and deletes messages itself: lands the records of an SQS event."""
+
+import functools
+import json
+import os
+import time
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+from loader import errors
+from loader.land import Database
+from loader.report import Report
+from loader.sqs import Message
+
+MARGIN = 10.0  # seconds of the function's timeout that are left when it stops waiting for the database
+
+
+def handler(event: dict[str, Any], context: Any) -> dict[str, list[dict[str, str]]]:
+    """Lands the messages of one event, all of one queue, in raw.sqs_messages.
+
+    Returns Lambda's partial batch response: `batchItemFailures` has the ids of the messages that SQS is to deliver
+    again; Lambda deletes the others. An error that concerns all messages is one line in the log, not an exception.
+    """
+    report = Report("json")
+    messages = messages_of(event)
+    if not messages:
+        report.say("the event has no SQS records")
+        return response([])
+    queue = event["Records"][0]["eventSourceARN"].rpartition(":")[2]
+    began = time.monotonic()
+    try:
+        connected = database()
+        connected.say = report.say
+        connected.give_up_after = max(0.0, context.get_remaining_time_in_millis() / 1000 - MARGIN)
+        landing = connected.land(queue, messages)
+    except errors.LoaderError as error:
+        database.cache_clear()  # the next event reads the secret again: the password may have changed
+        report.say("nothing landed", messages=len(messages), reason=str(error), exit_status=error.exit_status)
+        return response(messages)
+    report.landed(landing, time.monotonic() - began)
+    again = [message for message, _ in landing.refused] + landing.held_back
+    counts = {name: report.counts[name] for name in ("landed", "duplicates", "refused")}
+    report.say("event landed", queue=queue, messages=len(messages), **counts, held_back=len(landing.held_back))
+    return response(again)
+
+
+def response(again: list[Message]) -> dict[str, list[dict[str, str]]]:
+    return {"batchItemFailures": [{"itemIdentifier": message.id} for message in again]}
+
+
+@functools.cache
+def database() -> Database:
+    """Kept between events, with its connection. The login is in PG*, or in the secret whose ARN is LOADER_SECRET."""
+    if secret := os.environ.get("LOADER_SECRET"):
+        try:
+            login = json.loads(boto3.client("secretsmanager").get_secret_value(SecretId=secret)["SecretString"])
+        except (BotoCoreError, ClientError) as error:
+            code = error.response["Error"]["Code"] if isinstance(error, ClientError) else type(error).__name__
+            raise errors.BadSetting(
+                problem=f"The secret in LOADER_SECRET cannot be read: {code}. Allow secretsmanager:GetSecretValue in "
+                "the function's role, and check that its subnets reach Secrets Manager."
+            ) from None
+        os.environ |= {"PGUSER": login["username"], "PGPASSWORD": login["password"]}
+    return Database()
+
+
+def messages_of(event: dict[str, Any]) -> list[Message]:
+    """The messages of an event, in its order; one that it has twice is one message with two deliveries."""
+    messages: dict[str, Message] = {}
+    for record in event.get("Records", ()):
+        message = Message.of(
+            {
+                "MessageId": record["messageId"],
+                "ReceiptHandle": record["receiptHandle"],
+                "Body": record["body"],
+                "Attributes": record["attributes"],
+                "MessageAttributes": {
+                    name: as_received(value) for name, value in record.get("messageAttributes", {}).items()
+                },
+            }
+        )
+        if earlier := messages.get(message.id):
+            message.deliveries += earlier.deliveries
+        messages[message.id] = message
+    return list(messages.values())
+
+
+def as_received(attribute: dict[str, Any]) -> dict[str, Any]:
+    """A message attribute as ReceiveMessage has it: names in another case, and no empty lists."""
+    return {name[0].upper() + name[1:]: value for name, value in attribute.items() if value}
