@@ -255,7 +255,7 @@ SPELLINGS_6 = [
     lambda ip: f"{ip}%eth0",
     lambda ip: f"{ip}/64",
 ]
-DEVICES = [str, lambda guid: str(guid).upper(), lambda guid: "{%s}" % guid, lambda guid: f" {guid} "]
+DEVICES = [str, lambda guid: str(guid).upper(), lambda guid: f"{{{guid}}}", lambda guid: f" {guid} "]
 ADDRESS_TWICE = st.tuples(IPV4, st.sampled_from(SPELLINGS), st.sampled_from(SPELLINGS)) | st.tuples(
     IPV6, st.sampled_from(SPELLINGS_6), st.sampled_from(SPELLINGS_6)
 )

@@ -285,6 +285,6 @@ WRONG = {
 def test_a_wrong_declaration_stops_before_anything_is_built(database, project, name):
     old, new, sentence = WRONG[name]
     project.declare(old, new)
-    with pytest.raises(AssertionError, match="dbt_project.yml, ") as stopped:
+    with pytest.raises(AssertionError, match=r"dbt_project\.yml, ") as stopped:
         project.dbt(database, "build")
     assert sentence in str(stopped.value)
