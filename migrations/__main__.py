@@ -129,6 +129,8 @@ def database_url() -> str:
         fail(4, f"PostgreSQL 15 or newer is needed; this is {version // 10000}.")
     if encoding != "UTF8":
         fail(4, f"The database {info.dbname} is encoded in {encoding}; create it with encoding 'UTF8'.")
+    if '"' in info.dbname:
+        fail(4, "dbt cannot work in a database with a double quote in its name: choose another, in PGDATABASE.")
     if not may_create:
         fail(4, f"{info.user} may not create schemas in {info.dbname}: migrate as migrator (deploy/bootstrap.sql).")
     if foreign:
