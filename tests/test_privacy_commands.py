@@ -65,5 +65,5 @@ def test_a_role_that_is_missing_is_one_that_migrations_make(database):
         cursor.execute("alter role somebody rename to masker")
     assert done.returncode == 5
     assert (
-        done.stderr == f'The database is not migrated: role "masker" does not exist. Run `make migrate` as migrator.\n'
+        done.stderr == 'The database is not migrated: role "masker" does not exist. Run `make migrate` as migrator.\n'
     )

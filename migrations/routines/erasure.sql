@@ -40,16 +40,24 @@ end $$;
 
 -- transformer owns dbt's tables, and might put in their place what runs a function of transformer's, or what has equal
 -- mean something else: a view, a policy, an index over an expression, a type, a collation or a column of its own making.
--- So functions with more rights read one plain table of PostgreSQL's own, under a lock, or nothing.
+-- So functions with more rights read one table that consists of what PostgreSQL itself has, and nothing else. The lock
+-- lets dbt read and write, and nobody change what the table is, until the end of the transaction.
 create or replace function privacy.require_plain_table() returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '1min' as $$
 declare
     taken constant regclass := 'staging.int_messages__masked';
 begin
-    lock table only staging.int_messages__masked in access share mode;  -- it stays what it is
+    if (select relkind from pg_class where oid = taken) = 'r' then
+        lock table only staging.int_messages__masked in share update exclusive mode;
+    end if;
     if exists (
         select from pg_class
-        where oid = taken and (relkind <> 'r' or relhassubclass or relispartition or relrowsecurity or relhasrules)
+        where
+            oid = taken
+            and (
+                relkind <> 'r' or relam <> (select oid from pg_am where amname = 'heap') or relhassubclass
+                or relispartition or relrowsecurity or relforcerowsecurity or relhasrules
+            )
         union all
         select from pg_inherits where inhrelid = taken or inhparent = taken
         union all
@@ -61,16 +69,35 @@ begin
             and (
                 typnamespace <> 'pg_catalog'::regnamespace or attgenerated <> ''
                 or collnamespace <> 'pg_catalog'::regnamespace or not collisdeterministic
+                or (attname in ('message_id', 'subject') or attname like 'masked\_%')
+                and atttypid not in ('text'::regtype, 'character varying'::regtype)
+                or attname = 'load_id' and atttypid <> 'bigint'::regtype
             )
         union all
-        select from pg_index where indrelid = taken and (indexprs is not null or indpred is not null)
+        select from pg_index
+        where
+            indrelid = taken
+            and (
+                indexprs is not null or indpred is not null
+                or exists (
+                    select from unnest(indcollation) as of_index (oid) inner join pg_collation using (oid)
+                    where collnamespace <> 'pg_catalog'::regnamespace or not collisdeterministic
+                )
+                or exists (
+                    select from unnest(indclass) as of_index (oid) inner join pg_opclass using (oid)
+                    where opcnamespace <> 'pg_catalog'::regnamespace
+                )
+            )
         union all
-        select from pg_constraint where conrelid = taken and contype = 'c'
+        select from pg_constraint where conrelid = taken and contype in ('c', 'x')
         union all
         select from pg_statistic_ext where stxrelid = taken and stxexprs is not null
+    ) or 3 <> (
+        select count(*) from pg_attribute
+        where attrelid = taken and attname in ('message_id', 'load_id', 'subject') and not attisdropped
     ) then
         raise exception '% is not as dbt makes it', taken
-        using hint = 'Somebody changed it. Drop it, and let dbt make it anew.';
+        using hint = 'Somebody changed it. `make attest` says how; drop it, and let dbt make it anew.';
     end if;
 end $$;
 
