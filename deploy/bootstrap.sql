@@ -151,7 +151,7 @@ where joins is not null and password <> '' and login not in (select rolname from
 select format('create role %I login connection limit %s', login, connections) from logins
 where joins is not null and password <> '' and login not in (select rolname from pg_roles) \gexec
 
-select 'alter role backup_user bypassrls' from logins
+select 'alter role backup_user bypassrls replication' from logins
 where login = 'backup_user' and password <> '' and :'is_superuser' \gexec
 
 -- Not a superuser, before PostgreSQL 16: whoever may create roles administers them all, and after an upgrade none.

@@ -17,7 +17,13 @@ CALLS = (f"privacy.forget_user('u1', '{REASON}')", "privacy.purge(28)")
 
 
 def login(user_id: str) -> str:
-    fields = {"user_id": user_id, "ip": "192.0.2.1", "device_id": user_id, "app_version": "1.2", "device_type": "ios"}
+    fields = {
+        "user_id": user_id,
+        "ip": "192.0.2.1",
+        "device_id": f"of-{user_id}",
+        "app_version": "1.2",
+        "device_type": "ios",
+    }
     return json.dumps(fields)
 
 
@@ -85,7 +91,7 @@ REFUSED = {
     "subject-of-another-type": f"drop view staging.as_it_is cascade; {ALTER} alter subject type name",
     "padded-subject": f"drop view staging.as_it_is cascade; {ALTER} alter subject type character(200)",
     "message_id-cut": f"drop view staging.as_it_is cascade; {ALTER} alter message_id type name",
-    "load_id-of-another-type": f"drop view staging.as_it_is cascade; {ALTER} alter load_id type double precision",
+    "load_id-of-another-type": f"drop view staging.as_it_is, analytics.queue_health cascade; {ALTER} alter load_id type double precision",
     "tokens-of-another-type": f"{ALTER} add masked_trap xml",
     "another-column": f"{ALTER} add x staging.pair[]",
     "no-subject": f"drop view staging.as_it_is cascade; {ALTER} rename subject to object",

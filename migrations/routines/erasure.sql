@@ -163,11 +163,9 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp set row_
 declare
     person constant text := btrim(user_id, E' \t\n\r\x0B\f');
     theirs text[];
-    tokens text[];
     taken_ids text[];
     taken_loads bigint[];
     still_in_raw text[];
-    of_others text[];
     on_record bigint;
 begin
     perform privacy.require_plain_table();
@@ -199,30 +197,13 @@ begin
     from unnest(taken_ids, taken_loads) as taken (message_id, load_id)
     where message_id <> all(still_in_raw);
 
-    -- the originals that nobody else has
-    execute 'select coalesce(array_agg(token), ''{}'') from masking.base_sqs__masked_values where message_id = any($1)'
-    into tokens using theirs;
-    execute format(
-        'select $1 || coalesce(%s, ''{}'') from only staging.int_messages__masked where message_id = any($2)',
-        privacy.token_arrays()
-    ) into tokens using tokens, taken_ids;
-    execute $query$
-        select coalesce(array_agg(token), '{}') from masking.base_sqs__masked_values
-        where token = any($1) and message_id <> all($2)
-    $query$ into of_others using tokens, theirs;
-    execute format(
-        'select $1 || coalesce(%s, ''{}'') from only staging.int_messages__masked where subject <> $2 and (%s)',
-        privacy.token_arrays(), privacy.token_columns('%I = any($3)', ' or ')
-    ) into of_others using of_others, person, tokens;
-
+    from_originals := privacy.erase_originals(theirs || taken_ids);
     on_record := privacy.record('person erased', reason => reason, removed => cardinality(theirs));
     perform privacy.bury(theirs, on_record);
     insert into privacy.erased_messages (message_id, load_id, erasure)
     select message_id, load_id, on_record
     from unnest(taken_ids, taken_loads) as taken (message_id, load_id)
     on conflict do nothing;  -- what dbt has not removed since an earlier erasure
-    delete from privacy.originals where token = any(tokens) and token <> all(of_others);
-    get diagnostics from_originals = row_count;
     from_raw := cardinality(theirs);
     from_analytics := cardinality(taken_ids) + cardinality(still_in_raw);
 end $$;
@@ -242,4 +223,56 @@ begin
         from privacy.tombstone_key;
     end loop;
     execute 'delete from raw.sqs_messages where message_id = any($1)' using message_ids;
+end $$;
+
+-- The sealed originals of these messages that no other message has.
+create or replace function privacy.erase_originals(message_ids text[]) returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    tokens text[];
+    of_others text[];
+    removed bigint;
+begin
+    execute 'select coalesce(array_agg(token), ''{}'') from masking.base_sqs__masked_values where message_id = any($1)'
+    into tokens using message_ids;
+    execute format(
+        'select $1 || coalesce(%s, ''{}'') from only staging.int_messages__masked where message_id = any($2)',
+        privacy.token_arrays()
+    ) into tokens using tokens, message_ids;
+    execute $query$
+        select coalesce(array_agg(token), '{}') from masking.base_sqs__masked_values
+        where token = any($1) and message_id <> all($2)
+    $query$ into of_others using tokens, message_ids;
+    execute format(
+        'select $1 || coalesce(%s, ''{}'') from only staging.int_messages__masked where message_id <> all($2) and (%s)',
+        privacy.token_arrays(), privacy.token_columns('%I = any($3)', ' or ')
+    ) into of_others using of_others, message_ids, tokens;
+    delete from privacy.originals where token = any(tokens) and token <> all(of_others);
+    get diagnostics removed = row_count;
+    return removed;
+end $$;
+
+-- For pipeline_owner, after a restore: what was erased since the backup is erased again, by tombstones that were kept
+-- apart from it. Those of loads that the restored ledger does not have belong to no load here (0); they bar what the
+-- queue may still bring.
+create or replace function privacy.erase_known() returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp set row_security = off as $$
+declare
+    known text[];
+    removed bigint;
+begin
+    perform privacy.require_plain_table();
+    perform from privacy.settings for update;
+    with of_lost_loads as (
+        delete from privacy.erased_messages where load_id not in (select load_id from raw.loads) returning *
+    )
+    insert into privacy.erased_messages (message_id, load_id, body_mac, erased_at, erasure)
+    select distinct on (message_id) message_id, 0, body_mac, erased_at, erasure from of_lost_loads
+    order by message_id, erased_at desc;
+    select coalesce(array_agg(message_id), '{}') into known from privacy.erased_messages;
+    perform privacy.erase_originals(known);
+    execute 'delete from raw.sqs_messages where message_id = any($1)' using known;
+    get diagnostics removed = row_count;
+    perform privacy.record('erasures repeated', removed => removed);
+    return removed;
 end $$;
