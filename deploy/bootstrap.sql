@@ -4,7 +4,7 @@
 --   PGDATABASE=logins MIGRATOR_PASSWORD=… psql -X -v ON_ERROR_STOP=1 -d postgres -f deploy/bootstrap.sql
 -- (psql 15 or newer.) PGDATABASE names the database to create; without it, `logins`. In production a login is often given
 -- its password, or a certificate, by other means: set none here. A role that exists already, and that this file did not
--- make, is not used when it has members or attributes, unless ADOPT_ROLES=1 is set.
+-- make, is not used when it has members, attributes, objects or privileges, unless ADOPT_ROLES=1 is set.
 
 \set ON_ERROR_STOP on
 \set QUIET on
@@ -27,6 +27,7 @@ where has_parameter_privilege(name, 'set') \gexec
 \set privacy_officer_user_password ''
 \set monitor_user_password ''
 \set retention_user_password ''
+\set backup_user_password ''
 \set citus ''
 \set adopt ''
 \set database ''
@@ -37,6 +38,7 @@ where has_parameter_privilege(name, 'set') \gexec
 \getenv privacy_officer_user_password PRIVACY_OFFICER_USER_PASSWORD
 \getenv monitor_user_password MONITOR_USER_PASSWORD
 \getenv retention_user_password RETENTION_USER_PASSWORD
+\getenv backup_user_password BACKUP_USER_PASSWORD
 \getenv citus CITUS
 \getenv adopt ADOPT_ROLES
 \getenv database PGDATABASE
@@ -59,8 +61,11 @@ values
     ('masker', 'masked-logins: owns keys and boundary'),
     ('pipeline_owner', 'masked-logins: owns raw, privacy and the schemas');
 
+select rolsuper as is_superuser from pg_roles where rolname = current_user \gset
+
 -- How many connections a login may have: together fewer than PostgreSQL's 100, so that none can keep the others out.
--- Change it with `alter role … connection limit`.
+-- Change it with `alter role … connection limit`. backup_user reads whole tables, whatever policies there are, and
+-- changes nothing; only a superuser can make such a login.
 create temporary table logins (login, joins, password, connections) as
 values
     ('migrator', null, :'migrator_password', 8),
@@ -69,7 +74,8 @@ values
     ('analyst_user', 'analyst', :'analyst_user_password', 20),
     ('privacy_officer_user', 'privacy_officer', :'privacy_officer_user_password', 5),
     ('monitor_user', 'monitor', :'monitor_user_password', 5),
-    ('retention_user', 'retention', :'retention_user_password', 2);
+    ('retention_user', 'retention', :'retention_user_password', 2),
+    ('backup_user', 'pg_read_all_data', case when :'is_superuser' then :'backup_user_password' else '' end, 2);
 
 create temporary table done (what) as select null::text limit 0;
 
@@ -82,7 +88,14 @@ select found.rolname, concat_ws(
     case when rolcreatedb then 'may create databases' end,
     case when rolreplication then 'may replicate' end,
     case when rolbypassrls then 'bypasses row security' end,
-    case when rolcanlogin and found.rolname not in (select login from logins) and :'citus' = '' then 'can log in' end,
+    case when rolcanlogin then 'can log in' end,
+    case when exists (select from pg_db_role_setting where setrole = found.oid) then 'has settings' end,
+    (
+        select string_agg(distinct case deptype when 'o' then 'owns objects' else 'has privileges' end, ', ')
+        from pg_shdepend
+        where refclassid = 'pg_authid'::regclass and refobjid = found.oid and deptype in ('o', 'a')
+            and classid <> 'pg_auth_members'::regclass
+    ),
     (
         select 'has the members ' || string_agg(member::regrole::text, ' ')
         from pg_auth_members
@@ -109,6 +122,18 @@ from strangers where found <> '' \gset
     do $$ begin raise exception 'roles that were here before are not used without ADOPT_ROLES=1'; end $$;
 \endif
 
+-- From PostgreSQL 16 on, CREATEROLE is not enough to change a role that somebody else made.
+select count(*) > 0 as refused, string_agg(rolname, ', ' order by rolname) as others_roles, current_user as myself
+from pg_roles
+where rolname in (select role from roles union select login from logins)
+    and not :'is_superuser' and current_setting('server_version_num')::integer >= 160000
+    and not pg_has_role(current_user, oid, 'member with admin option') \gset
+\if :refused
+    \warn :myself 'may not administer these roles:' :others_roles
+    \warn 'Nothing was changed. As superuser: grant' :others_roles 'to' :myself 'with admin option'
+    do $$ begin raise exception 'roles that this login may not administer'; end $$;
+\endif
+
 insert into done select 'role ' || role from roles
 where role <> 'migrator' and role not in (select rolname from pg_roles);
 
@@ -126,6 +151,14 @@ where joins is not null and password <> '' and login not in (select rolname from
 select format('create role %I login connection limit %s', login, connections) from logins
 where joins is not null and password <> '' and login not in (select rolname from pg_roles) \gexec
 
+select 'alter role backup_user bypassrls replication' from logins
+where login = 'backup_user' and password <> '' and :'is_superuser' \gexec
+
+-- Not a superuser, before PostgreSQL 16: whoever may create roles administers them all, and after an upgrade none.
+select format('grant %I to %I with admin option', rolname, current_user) from pg_roles
+where rolname in (select role from roles union select login from logins)
+    and not :'is_superuser' and current_setting('server_version_num')::integer < 160000 \gexec
+
 select format('comment on role %I is %L', role, comment) from roles \gexec
 select format('comment on role %I is %L', login, 'masked-logins: a login in the role ' || joins) from logins
 where joins is not null and login in (select rolname from pg_roles) \gexec
@@ -136,8 +169,7 @@ where joins is not null and login in (select rolname from pg_roles) \gexec
 grant masker, pipeline_owner to migrator;
 
 -- Not a superuser, as on RDS: whoever makes a database for somebody has to be a member of them.
-select format('grant migrator to %I', current_user) from pg_roles
-where rolname = current_user and not rolsuper \gexec
+select format('grant migrator to %I', current_user) where not :'is_superuser' \gexec
 
 -- Nodes of Citus connect to one another as the role that a query runs as. So these log in there, without a password,
 -- which pg_hba.conf is to allow between nodes alone; and they are there before a node joins.
@@ -145,14 +177,15 @@ select format('alter role %I login', role) from unnest(array['transformer', 'mas
 where :'citus' <> '' \gexec
 
 -- A query of an analyst's that runs away ends; so does a session that holds up the clean-up of old rows.
-select format('alter role %I set %s = %L', login, name, value)
+select format('alter role %I set %s = %L', login, settings.name, value)
 from (
     values ('statement_timeout', '15min'), ('idle_in_transaction_session_timeout', '15min'), ('temp_file_limit', '8GB')
 ) as settings (name, value)
 cross join logins
 inner join pg_roles on pg_roles.rolname = login
+inner join pg_settings on pg_settings.name = settings.name
 where login in ('analyst_user', 'privacy_officer_user', 'monitor_user') and rolconfig is null
-    and has_parameter_privilege(name, 'set') \gexec
+    and (context = 'user' or :'is_superuser') \gexec
 
 select format('alter role %I password %L', login, password) from logins
 where password <> '' and login in (select rolname from pg_roles) \gexec
@@ -163,12 +196,15 @@ where not exists (select from pg_database where datname = :'database');
 select format('create database %I owner migrator encoding ''UTF8'' template template0', :'database')
 where not exists (select from pg_database where datname = :'database') \gexec
 
+-- (The group roles may connect by migrations/0001_schemas.sql.)
+select format('grant connect on database %I to backup_user', :'database') from pg_roles
+where rolname = 'backup_user' and :'is_superuser' \gexec
+
 select coalesce('Created: ' || string_agg(what, '; ') || '.', 'Everything was there already; memberships are repaired.')
 from done;
 
 -- What nobody here needs, and what lets one login stop the others: connecting to databases that are nobody's, advisory
 -- locks (migrator's tool and the loads take some), large objects. Only a superuser can take that away.
-select rolsuper as is_superuser from pg_roles where rolname = current_user \gset
 \if :is_superuser
     revoke connect, temporary on database postgres, template1 from public;
     \connect :"database"
@@ -178,5 +214,6 @@ select rolsuper as is_superuser from pg_roles where rolname = current_user \gset
     select format('grant execute on function %s to migrator, pipeline_owner', oid::regprocedure) from pg_proc
     where pronamespace = 'pg_catalog'::regnamespace and proname ~ '^pg_(try_)?advisory' \gexec
 \else
+    \echo 'No login backup_user: only a superuser can make it. Use the snapshots of the server''s provider.'
     \echo 'Not a superuser: advisory locks, large objects and the database postgres stay open to every login (PRIVACY.md).'
 \endif

@@ -28,7 +28,7 @@ DATABASE = "logins"
 SUPERUSER = "postgres"
 LOGINS = (
     *("migrator", "loader_user", "transformer_user", "analyst_user"),
-    *("privacy_officer_user", "monitor_user", "retention_user"),
+    *("privacy_officer_user", "monitor_user", "retention_user", "backup_user"),
 )
 BOOTSTRAP = Path(__file__).parents[1] / "deploy" / "bootstrap.sql"
 

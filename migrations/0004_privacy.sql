@@ -12,13 +12,13 @@ create table privacy.audit (
     about bigint references privacy.audit,
     token text,
     reason text,
-    removed integer
+    removed bigint
 );
 comment on table privacy.audit is 'Who lifted or ended whose pseudonymity, and why. Rows are added, never changed.';
 comment on column privacy.audit.login is 'The login itself, whatever role it has taken on.';
 comment on column privacy.audit.xid is 'The transaction: a recovery may not be requested and handed out in one.';
 comment on column privacy.audit.about is 'The request that is approved or carried out.';
-comment on column privacy.audit.removed is 'Messages that an erasure removed from raw.';
+comment on column privacy.audit.removed is 'Messages that an erasure or a purge removed from raw.';
 
 create table privacy.public_keys (
     id integer generated always as identity primary key,  -- the newest seals

@@ -8,11 +8,13 @@ import io
 import os
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import psycopg2
+import psycopg2.errors
 
 from loader.land import first_line
 
@@ -33,9 +35,8 @@ FOREIGN_ROLES = """
 """
 
 OLD_DATABASE = (
-    "The database {database} was made by an earlier set of migrations, which this one replaces. Migrate a new one, "
-    "copy raw.sqs_messages, raw.loads, raw.purges, masking.keys and the tables of privacy into it with pg_dump "
-    "--data-only, set raw.load_id_seq, and build: deploy/README.md, Move data from an earlier version."
+    "The database {database} was made by an earlier set of migrations, which this one replaces. Move its data to a new "
+    "database: deploy/README.md, Move data from an earlier version."
 )
 
 # What the database has of routines/: functions and triggers with their owners, settings and grants. An md5 for each
@@ -98,10 +99,12 @@ KEYS_OF_A_WORKER = """
 def main() -> None:
     """Exits with 0 when up to date, 3 without a database, 4 where it may not or cannot, 5 when a step failed."""
     url = database_url()
-    apply_migrations(url)
-    apply_routines()
-    distribute()
-    deploy_boundary()
+    with one_at_a_time():
+        apply_migrations(url)
+        apply_routines()
+        distribute()
+        deploy_boundary()
+        apply_routines()  # drops what the boundary needed until now
     print("The database is up to date: migrations and routines applied, boundary deployed.")
 
 
@@ -129,6 +132,8 @@ def database_url() -> str:
         fail(4, f"PostgreSQL 15 or newer is needed; this is {version // 10000}.")
     if encoding != "UTF8":
         fail(4, f"The database {info.dbname} is encoded in {encoding}; create it with encoding 'UTF8'.")
+    if '"' in info.dbname:
+        fail(4, "dbt cannot work in a database with a double quote in its name: choose another, in PGDATABASE.")
     if not may_create:
         fail(4, f"{info.user} may not create schemas in {info.dbname}: migrate as migrator (deploy/bootstrap.sql).")
     if foreign:
@@ -144,43 +149,77 @@ def database_url() -> str:
     return f"postgres://{login}@{host}/{quote(info.dbname, safe='')}?{urlencode(query)}"
 
 
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Holds a lock on a table of migrator's: everybody could take an advisory lock. No load and no reader waits."""
+    with closing(psycopg2.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("select to_regclass('migrations.routines')")
+        if cursor.fetchone() == (None,):
+            cursor.execute("create schema if not exists migrations")
+            cursor.execute("create table migrations.routines (files text, server text, in_database text)")
+            connection.commit()
+        wait_at_most_a_minute(cursor)
+        try:
+            cursor.execute("lock table migrations.routines in share update exclusive mode")
+        except psycopg2.errors.LockNotAvailable:
+            fail(5, "Another `make migrate` is under way in this database: wait for it to end.")
+        yield
+
+
+def wait_at_most_a_minute(cursor) -> None:
+    """For any one lock, where PGOPTIONS do not say how long."""
+    cursor.execute("select set_config('lock_timeout', '60s', false) where current_setting('lock_timeout') = '0'")
+
+
 def apply_migrations(url: str) -> None:
     dbmate = [Path(sys.executable).with_name("dbmate"), "--migrations-dir", ROOT / "migrations", "--no-dump-schema"]
-    dbmate += ["--migrations-table", "migrations.applied", "--migration-lock", "--env-file", os.devnull, "migrate"]
+    dbmate += ["--migrations-table", "migrations.applied", "--env-file", os.devnull, "migrate"]
     # the URL holds the password, so it goes by the environment and not by the command line
     if subprocess.run(dbmate, env={**os.environ, "DATABASE_URL": url}).returncode:
         fail(5, "A migration failed and was rolled back; the database's reason is above.")
 
 
 def apply_routines() -> None:
-    """Makes functions, triggers and their grants what routines/ says, in one transaction, where they are not already."""
+    """Makes functions, triggers and their grants what routines/ says, in one transaction, where they are not yet."""
     files = sorted((ROOT / "migrations" / "routines").glob("*.sql"))
     wanted = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     with closing(psycopg2.connect()) as connection, connection.cursor() as cursor:
-        cursor.execute("set lock_timeout = '60s'")  # for a trigger, of the loads under way
-        cursor.execute("create table if not exists migrations.routines (files text, server text, in_database text)")
         cursor.execute(IN_DATABASE)
         [found] = cursor.fetchone()
-        as_applied = (wanted, str(connection.server_version), found)
         cursor.execute("select files, server, in_database from migrations.routines")
-        if cursor.fetchone() == as_applied:
+        if cursor.fetchone() == (wanted, str(connection.server_version), found):
             return
-        try:
-            for file in files:
+        wait_at_most_a_minute(cursor)  # a trigger waits for the loads under way
+        for file in files:
+            try:
                 cursor.execute(file.read_text())
-                cursor.execute("reset role")
-            cursor.execute(LEFT_OVER)
-            for routine, owner in cursor.fetchall():
-                cursor.execute(f"set local role {owner}; drop function {routine}; reset role")
-        except psycopg2.Error as error:
-            fail(5, f"{file.relative_to(ROOT)} could not be applied and was rolled back: {error.diag.message_primary}.")
+            except psycopg2.Error as error:
+                where = file.relative_to(ROOT)
+                fail(5, f"{where} could not be applied and was rolled back: {error.diag.message_primary}.")
+            cursor.execute("reset role")
+        is_complete = drop_left_over(cursor)
         cursor.execute(IN_DATABASE)
         [found] = cursor.fetchone()
         cursor.execute("delete from migrations.routines")
-        cursor.execute(
-            "insert into migrations.routines values (%s, %s, %s)", (wanted, connection.server_version, found)
-        )
+        if is_complete:
+            as_applied = (wanted, connection.server_version, found)
+            cursor.execute("insert into migrations.routines values (%s, %s, %s)", as_applied)
         connection.commit()
+
+
+def drop_left_over(cursor) -> bool:
+    """Drops the functions that no file has. Whether all could be: the boundary as it is may still use some."""
+    cursor.execute(LEFT_OVER)
+    in_use = []
+    for routine, owner in cursor.fetchall():
+        cursor.execute(f"savepoint before_drop; set local role {owner}")
+        try:
+            cursor.execute(f"drop function {routine}")
+        except psycopg2.errors.DependentObjectsStillExist:
+            cursor.execute("rollback to before_drop")
+            in_use.append(routine)
+        cursor.execute("reset role")
+    return not in_use
 
 
 def distribute() -> None:

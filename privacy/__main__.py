@@ -151,12 +151,41 @@ def forget(user_id: str, reason: str) -> None:
         click.echo(f"{not_looked_into:,} rejected messages in raw are encoded or compressed, and were not looked into.")
 
 
+@main.command("erase-again")
+def erase_again() -> None:
+    """As migrator, after a restore: erase who was erased since the backup (deploy/README.md). Run dbt afterwards."""
+    with _transaction("pipeline_owner") as cursor:
+        removed = _scalar(cursor, "select privacy.erase_known()")
+    click.echo(f"raw.sqs_messages: {removed:,} removed, whose erasure is on record")
+
+
 @main.command()
 @click.option("--keep-days", type=int, default=30, show_default=True, help="28 or more.")
 def purge(keep_days: int) -> None:
     """As privacy officer: remove from raw what landed longer ago and dbt has taken. Tokens and counts stay."""
     with _transaction() as cursor:
         click.echo(_scalar(cursor, "select privacy.purge(%s)", keep_days))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For a machine.")
+@click.option("--max-key-age", type=int, default=400, show_default=True, help="Days that the newest keys may have.")
+@click.option("--print-contract", is_flag=True, help="Print what privacy/contract.txt should have, and check nothing.")
+def attest(as_json: bool, max_key_age: int, print_contract: bool) -> None:
+    """Compare the live database with the project, read-only: one line an item, with its remedy where something is off.
+
+    As a superuser, or as a login in pg_read_all_data and pg_read_all_settings (backup_user is in the first, and can do
+    it all but see settings that the server hides). Exit status 11 when something is off.
+    """
+    with postgres.explained("Run it as superuser, or as a login in the role pg_read_all_data"):
+        if print_contract:
+            with closing(postgres.connect("attest")) as connection, connection.cursor() as cursor:
+                click.echo("\n".join(attestation.inventory(cursor)))
+            return
+        items = list(attestation.examine(max_key_age))
+    click.echo(attestation.to_json(items) if as_json else "\n".join(map(str, items)))
+    if failed := sum(not item.well for item in items):
+        raise errors.NotWell(failed=failed)
 
 
 @contextmanager

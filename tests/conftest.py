@@ -211,16 +211,23 @@ def module_database(migrated: Database) -> Iterator[Database]:
         yield database
 
 
-@pytest.fixture
-def empty_server() -> Iterator[Stack]:
-    """Another PostgreSQL of the same version, and nothing in it."""
-    stack = Stack(Path(tempfile.mkdtemp(prefix="masked-logins-restored-")), pg_port=0, sqs_port=0)
+@contextlib.contextmanager
+def temporary_server(**options: Any) -> Iterator[Stack]:
+    """A PostgreSQL with nothing in it."""
+    stack = Stack(Path(tempfile.mkdtemp(prefix="masked-logins-empty-")), pg_port=0, sqs_port=0, **options)
     stack.folder.chmod(0o755)
     try:
         stack.start_postgres()
         yield stack
     finally:
         stack.remove()
+
+
+@pytest.fixture
+def empty_server() -> Iterator[Stack]:
+    """Another PostgreSQL of the same version."""
+    with temporary_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

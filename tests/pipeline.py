@@ -56,5 +56,5 @@ def invoke(runner: dbtRunner, database, login: str, arguments: Iterable[str], ex
 
 def query(database, sql: str, *parameters, login: str = "analyst_user") -> list[tuple]:
     with contextlib.closing(database.connect(login)) as connection, connection, connection.cursor() as cursor:
-        cursor.execute(sql, parameters)
+        cursor.execute(sql, parameters or None)
         return cursor.fetchall()

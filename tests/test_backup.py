@@ -1,67 +1,194 @@
-"""The backup drill of deploy/README.md: dump, restore into an empty server, load more. Nothing lost, tokens equal."""
+"""deploy/README.md, Back up and restore, Upgrade PostgreSQL: its commands, taken from there and run one by one."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from local.stack import BOOTSTRAP, LOGINS, Stack
-from tests.conftest import Database, administration, program
+from local.postgres import StackError, choose_postgres
+from local.stack import DATABASE, LOGINS, SUPERUSER
+from tests.conftest import ROOT, Database, migrate, temporary_server, temporary_stack
+from tests.officer import as_superuser
 from tests.pipeline import dbt, land, query
 
+README = ROOT / "deploy" / "README.md"
 LOGIN = '{{"user_id":"{}","app_version":"1.0","device_type":"ios","ip":"192.0.2.{}","locale":null,"device_id":"d{}"}}'
 LOGGED_IN = (
     "select message_id, user_id, masked_ip, masked_device_id, load_id from analytics.user_logins order by message_id"
 )
 
 
+def commands(name: str) -> list[tuple[str, str]]:
+    """The commands under this name in deploy/README.md, each with the login that it wants."""
+    [block] = re.findall(rf"<!-- commands: {name} -->\n((?:    .*\n)+)", README.read_text())
+    lines = [re.fullmatch(r"    (.*?)(?: +# as (\w+).*)?", line) for line in block.splitlines()]
+    return [(line[1], line[2] or "backup_user") for line in lines]
+
+
 @pytest.fixture
-def backup(database):
-    """A login that may read everything and change nothing, as a dump has to."""
-    with administration(database.stack) as cursor:
-        cursor.execute("create role backup login password 'backup' in role pg_read_all_data")
-        cursor.execute(f"grant connect on database {database.name} to backup")
-    yield {"PGUSER": "backup", "PGPASSWORD": "backup"}
-    with administration(database.stack) as cursor:
-        cursor.execute(f"revoke connect on database {database.name} from backup")
-        cursor.execute("drop role backup")
+def folder(tmp_path: Path) -> Path:
+    """A checkout of the project in which the commands are typed."""
+    for entry in ROOT.iterdir():
+        if entry.name not in (".venv", ".local"):
+            (tmp_path / entry.name).symlink_to(entry)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    return tmp_path
 
 
-def test_a_restored_server_goes_on_where_the_dump_was_taken(database, backup, empty_server, tmp_path):
+def follow(name: str, folder: Path, database: Database, programs: Path) -> None:
+    """Runs the commands on this database, with these programs of PostgreSQL's."""
+    for command, login in commands(name):
+        login = SUPERUSER if login == "superuser" else login
+        environment = database.env(login)
+        environment |= {f"{each.upper()}_PASSWORD": database.stack.environment(each)["PGPASSWORD"] for each in LOGINS}
+        environment["PATH"] = os.pathsep.join([str(programs), environment["PATH"]])
+        done = subprocess.run(["sh", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+# As transformer, in the database that is backed up. Whatever runs it as a superuser makes transformer_user one.
+PLANTED = """
+    set role transformer;
+    create function staging.evil() returns boolean language plpgsql as $f$
+    begin
+        alter role transformer_user superuser;
+        return true;
+    exception when insufficient_privilege then return true;
+    end $f$;
+    create table staging.evil (x integer check (staging.evil()));
+    insert into staging.evil values (1);
+    alter table staging.int_messages__masked add constraint evil check (staging.evil());
+    create index on analytics.user_logins (load_id) where load_id > 0;
+    alter table analytics.user_logins enable row level security;
+    create policy evil on analytics.user_logins using (staging.evil());
+    create materialized view analytics.evil as select staging.evil();
+    reset role;
+    select lo_create(0);
+"""
+
+
+@pytest.fixture
+def postgres_15():
+    try:
+        programs = choose_postgres("15", None)
+        choose_postgres("17", None)
+    except StackError:
+        pytest.skip("there is no PostgreSQL 15 and 17 here")
+    with temporary_stack(postgres_bin=programs) as server:
+        yield migrate(Database(server, DATABASE))
+
+
+def test_a_backup_of_15_is_restored_into_17_and_goes_on(postgres_15, folder):
+    database, programs = postgres_15, choose_postgres("17", None)
+    purged = land(database, [LOGIN.format("old", 3, 3)], prefix="purged")
     taken = land(database, [LOGIN.format("ann", 1, 1), LOGIN.format("bob", 2, 2), "not json"], prefix="taken")
     dbt(database, "run")
+    as_superuser(
+        database, "update raw.loads set loaded_at = loaded_at - interval '40 days' where load_id = 1 returning 1"
+    )
+    query(database, "select privacy.purge(28)", login="retention_user")
     landed = land(database, [LOGIN.format("cy", 1, 2)], prefix="landed")
     before = query(database, LOGGED_IN)
+    as_superuser(database, PLANTED)
 
-    dump(database, backup, tmp_path)
-    restore(tmp_path, empty_server)
+    follow("back up", folder, database, programs)
+    query(database, "select privacy.forget_user('bob', 'ticket 77: account closed')", login="privacy_officer_user")
+    land(database, [LOGIN.format("bob", 9, 9)], prefix="lost")
+    query(database, "select privacy.forget_user('bob', 'ticket 78: once more')", login="privacy_officer_user")
+    (folder / "logins.dump").rename(folder / "logins.dump.kept")
+    follow("back up", folder, database, programs)  # later, of which only the record of erasures is used
+    (folder / "logins.dump.kept").replace(folder / "logins.dump")
 
-    restored = Database(empty_server, database.name)
-    later = land(restored, [LOGIN.format("dee", 1, 1)], prefix="later")
-    dbt(restored, "build")
-    after = query(restored, LOGGED_IN)
+    with temporary_server(postgres_bin=programs) as server:
+        restored = Database(server, DATABASE)
+        for step in ("restore", "rows of raw", "rows of dbt", "erase again", "check"):
+            follow(step, folder, restored, programs)
+        later = land(restored, [LOGIN.format("dee", 1, 1)], prefix="later")
+        dbt(restored, "build")
 
-    kept = [row for row in after if row in before]
-    assert kept == before
-    assert {row[0] for row in after} == {*taken[:2], *landed, *later}
-    assert query(restored, "select message_id, reason from analytics.rejected_messages") == [(taken[2], "not_json")]
+        after = query(restored, LOGGED_IN)
+        kept = [row for row in after if row in before]
+        assert kept == [row for row in before if row[1] != "bob"]
+        assert {row[0] for row in after} == {*purged, taken[0], *landed, *later}
+        assert query(restored, "select message_id, reason from analytics.rejected_messages") == [(taken[2], "not_json")]
+        tokens = {row[1]: row[2:4] for row in after}
+        assert tokens["dee"] == tokens["ann"]
+        assert tokens["cy"][0] == tokens["ann"][0]
+        assert "bob" not in str(as_superuser(restored, "select * from raw.sqs_messages"))
+        erased = "select count(*) from privacy.erased_messages"
+        assert as_superuser(restored, erased) == [(2,)]
 
-    tokens = {row[1]: row[2:4] for row in after}
-    assert tokens["dee"] == tokens["ann"]
-    assert tokens["cy"] == (tokens["ann"][0], tokens["bob"][1])
-
-    loads = {row[0]: row[4] for row in after}
-    assert loads[taken[0]] < loads[landed[0]] < loads[later[0]]
-
-
-def dump(database: Database, backup: dict[str, str], folder: Path) -> None:
-    program(database.stack, "pg_dump", "--format=custom", f"--file={folder / 'logins.dump'}", database.name, **backup)
-    roles = ["--roles-only", "--no-role-passwords", f"--file={folder / 'roles.sql'}"]
-    program(database.stack, "pg_dumpall", *roles, "--database", database.name, **backup)
+        planted = "select proname from pg_proc where proname = 'evil' union select relname from pg_class where relname = 'evil'"
+        assert as_superuser(restored, planted) == []
+        assert as_superuser(restored, "select rolname from pg_roles where rolsuper") == [(SUPERUSER,)]
 
 
-def restore(folder: Path, server: Stack) -> None:
-    """Roles, then the database, then bootstrap.sql for the logins' passwords."""
-    program(server, "psql", "-X", "-q", "-d", "postgres", "-f", folder / "roles.sql")  # `postgres` is there already
-    program(server, "pg_restore", "--exit-on-error", "--create", "-d", "postgres", folder / "logins.dump")
-    passwords = {f"{login.upper()}_PASSWORD": server.environment(login)["PGPASSWORD"] for login in LOGINS}
-    program(server, "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", BOOTSTRAP, **passwords)
+def test_data_of_an_earlier_version_is_moved(database, folder, empty_server):
+    """Of the tables that are moved, the earlier version had one column less."""
+    programs = empty_server._programs()
+    landed = land(database, [LOGIN.format("ann", 1, 1), "not json"])
+    dbt(database, "run")
+    before = query(database, LOGGED_IN)
+    as_superuser(database, "alter table raw.loads drop queue cascade; select 1")
+    follow("back up", folder, database, programs)
+
+    steps = ("restore", "before rows of an earlier version", "rows of raw", "after rows of an earlier version", "check")
+    for step in steps:
+        follow(step, folder, Database(empty_server, DATABASE), programs)
+
+    assert query(Database(empty_server, DATABASE), LOGGED_IN) == before
+    assert landed[0] == before[0][0]
+
+
+def test_the_server_goes_back_to_a_moment():
+    """Its write-ahead log has what no dump has: what was landed since."""
+    with temporary_server() as reached:
+        folder = reached.folder / "backup"
+        account = reached._account
+        account.folder(folder)
+        account.folder(folder / "wal")
+        archive = f"test ! -f {folder}/wal/%f && cp %p {folder}/wal/%f"
+        settings = {"archive_mode": "on", "archive_command": archive}
+        with temporary_stack(settings=settings) as server:
+            database, programs = migrate(Database(server, DATABASE)), server._programs()
+            land(database, [LOGIN.format("ann", 1, 1)], prefix="before")
+            variables = {**server.environment("backup_user"), "BACKUP": str(folder)}
+            as_postgres(account, "base backup", programs, variables)
+            land(database, [LOGIN.format("bob", 2, 2)], prefix="since")
+            [(moment,)] = as_superuser(database, "select clock_timestamp()::text")
+            as_superuser(database, "select pg_sleep(0.1)")
+            as_superuser(database, "delete from raw.sqs_messages returning 1")
+            as_superuser(database, "select pg_switch_wal()")
+            server.stop_postgres()
+
+            data = folder / "data"
+            port = server.environment("migrator")["PGPORT"]
+            as_postgres(
+                account,
+                "recover",
+                programs,
+                {"BACKUP": str(folder), "MOMENT": moment, "PGDATA": str(data), "PGPORT": port},
+            )
+            try:
+                until_promoted = "select pg_is_in_recovery(), array(select message_id from raw.sqs_messages order by 1)"
+                assert query(database, until_promoted, login="postgres") == [(False, ["before0", "since0"])]
+            finally:
+                account.run(programs / "pg_ctl", "stop", "--mode=immediate", f"--pgdata={data}")
+
+
+def as_postgres(account, name: str, programs: Path, variables: dict[str, str]) -> None:
+    """As the operating system's user who runs PostgreSQL."""
+    for command, _ in commands(name):
+        done = subprocess.run(
+            ["sh", "-ec", command],
+            cwd="/",
+            env={"PATH": f"{programs}{os.pathsep}{os.defpath}", **variables},
+            capture_output=True,
+            text=True,
+            **account._switch,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"

@@ -11,7 +11,7 @@ import psycopg2
 import psycopg2.errors
 import pytest
 
-from tests.conftest import copy, on_citus_too
+from tests.conftest import on_citus_too
 from tests.officer import Officer, as_superuser, privacy
 from tests.pipeline import dbt, land, query
 
@@ -218,42 +218,3 @@ def test_no_token_is_a_bare_hash_of_any_candidate(built):
     }
     assert len(tokens) > 400
     assert tokens.isdisjoint(computed)
-
-
-TRAP = """
-    create function staging.trap() returns boolean language plpgsql volatile as $f$
-    begin
-        perform privacy.forget_user('u2', 'because transformer likes to');
-        return true;
-    exception when others then return true;
-    end $f$;
-    create function staging.trap_that_folds(integer) returns boolean language sql immutable as 'select staging.trap()';
-"""
-
-
-@pytest.mark.parametrize(
-    "disguise",
-    [
-        "alter table analytics.user_logins rename to real; create view analytics.user_logins as select * from"
-        " analytics.real where staging.trap(); grant select on analytics.user_logins to privacy_officer",
-        "alter table analytics.user_logins enable row level security;"
-        " create policy p on analytics.user_logins using (staging.trap())",
-        "create index on analytics.user_logins (load_id) where staging.trap_that_folds(1)",
-        "create statistics analytics.s on (staging.trap_that_folds(1)), load_id from analytics.user_logins",
-        "create table analytics.child () inherits (analytics.user_logins)",
-    ],
-    ids=["view", "policy", "index", "statistics", "child"],
-)
-@pytest.mark.parametrize("call", ["privacy.purge(30)", f"privacy.forget_user('u1', '{REASON}')"])
-def test_an_officer_runs_nothing_of_transformers(migrated, disguise, call):
-    with copy(migrated) as database:
-        land(database, BODIES[:5])
-        dbt(database, "run")
-        with contextlib.closing(database.connect("postgres")) as connection, connection, connection.cursor() as cursor:
-            cursor.execute("select raw.is_distributed()")
-            if cursor.fetchone()[0] and "policy" in disguise:
-                pytest.skip("the stand-in's officers are not subject to policies")
-            cursor.execute(f"set role transformer; {TRAP}; {disguise}")
-        with pytest.raises(psycopg2.Error, match=r"not as dbt makes them|row-level security"):
-            query(database, f"select {call}", login="privacy_officer_user")
-        assert as_superuser(database, "select count(*) from raw.sqs_messages") == [(5,)]

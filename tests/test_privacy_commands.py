@@ -64,4 +64,6 @@ def test_a_role_that_is_missing_is_one_that_migrations_make(database):
         done = privacy(database, "close-rotation")
         cursor.execute("alter role somebody rename to masker")
     assert done.returncode == 5
-    assert done.stderr == f'The database is not migrated: role "masker" does not exist. {MIGRATE}\n'
+    assert (
+        done.stderr == 'The database is not migrated: role "masker" does not exist. Run `make migrate` as migrator.\n'
+    )

@@ -82,7 +82,7 @@ MATRIX = [
     ("select privacy.erase_returned()", ("transformer_user",)),
     ("select privacy.bury('{m0}', 1)", ()),
     ("select privacy.record('x')", ()),
-    ("select privacy.require_plain_tables()", ()),
+    ("select privacy.require_plain_table()", ()),
     ("select privacy.seal_with('')", ()),
     ("select privacy.require_two_persons(false)", ()),
     # the database and the server

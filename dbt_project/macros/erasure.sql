@@ -1,6 +1,13 @@
-{# After a model ran: messages that were erased since leave its table, in the same transaction as what it added. #}
+{# After a model ran: messages that were erased since leave its table, in the same transaction as what it added. Then its
+   statistics are made anew, which hold samples of values; in a function, because dbt sends one statement. #}
 {% macro remove_erased() -%}
     {%- if model.config.materialized in ('table', 'incremental') and 'message_id' in model.columns -%}
-        delete from {{ this }} where message_id in (select message_id from {{ source('privacy', 'erased_messages') }})
+        do $$
+        begin
+            delete from {{ this }} where message_id in (select message_id from {{ source('privacy', 'erased_messages') }});
+            if found then
+                analyze {{ this }};
+            end if;
+        end $$
     {%- endif -%}
 {%- endmacro %}

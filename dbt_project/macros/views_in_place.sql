@@ -32,17 +32,22 @@
 {% materialization boundary_view, adapter='postgres' -%}
     {%- set view = this.incorporate(type='view') -%}
     {%- set may_deploy = scalar("select has_schema_privilege('" ~ view.schema ~ "', 'create')") -%}
+    {%- set as_deployed = is_as_deployed(view, sql, options='{security_barrier=true}') -%}
 
     {{ run_hooks(pre_hooks) }}
 
     {% if may_deploy %}
-        {{ replace_in_place(view, sql, options='with (security_barrier = true)') }}
+        {% if as_deployed %}
+            {{ leave_as_it_is() }}
+        {% else %}
+            {{ replace_in_place(view, sql, options='with (security_barrier = true)') }}
+        {% endif %}
         {% if needs_reader() %}
             {% do create_reader(view, 'select * from ' ~ view, 'setof ' ~ view) %}
         {% endif %}
         {% do apply_grants(view, config.get('grants'), should_revoke=True) %}
         {% do persist_docs(view, model) %}
-    {% elif is_as_deployed(view, sql, options='{security_barrier=true}') %}
+    {% elif as_deployed %}
         {{ leave_as_it_is() }}
     {% else %}
         {% do exceptions.raise_compiler_error(

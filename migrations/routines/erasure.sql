@@ -40,16 +40,24 @@ end $$;
 
 -- transformer owns dbt's tables, and might put in their place what runs a function of transformer's, or what has equal
 -- mean something else: a view, a policy, an index over an expression, a type, a collation or a column of its own
--- making. So functions with more rights read one plain table of PostgreSQL's own, under a lock, or nothing.
+-- making. So functions with more rights read one table that consists of what PostgreSQL itself has, and nothing else.
+-- The lock lets dbt read and write, and nobody change what the table is, until the end of the transaction.
 create or replace function privacy.require_plain_table() returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '1min' as $$
 declare
     taken constant regclass := 'staging.int_messages__masked';
 begin
-    lock table only staging.int_messages__masked in access share mode;  -- it stays what it is
+    if (select relkind from pg_class where oid = taken) = 'r' then
+        lock table only staging.int_messages__masked in share update exclusive mode;
+    end if;
     if exists (
         select from pg_class
-        where oid = taken and (relkind <> 'r' or relhassubclass or relispartition or relrowsecurity or relhasrules)
+        where
+            oid = taken
+            and (
+                relkind <> 'r' or relam <> (select oid from pg_am where amname = 'heap') or relhassubclass
+                or relispartition or relrowsecurity or relforcerowsecurity or relhasrules
+            )
         union all
         select from pg_inherits where inhrelid = taken or inhparent = taken
         union all
@@ -61,16 +69,35 @@ begin
             and (
                 typnamespace <> 'pg_catalog'::regnamespace or attgenerated <> ''
                 or collnamespace <> 'pg_catalog'::regnamespace or not collisdeterministic
+                or (attname in ('message_id', 'subject') or attname like 'masked\_%')
+                and atttypid not in ('text'::regtype, 'character varying'::regtype)
+                or attname = 'load_id' and atttypid <> 'bigint'::regtype
             )
         union all
-        select from pg_index where indrelid = taken and (indexprs is not null or indpred is not null)
+        select from pg_index
+        where
+            indrelid = taken
+            and (
+                indexprs is not null or indpred is not null
+                or exists (
+                    select from unnest(indcollation) as of_index (oid) inner join pg_collation using (oid)
+                    where collnamespace <> 'pg_catalog'::regnamespace or not collisdeterministic
+                )
+                or exists (
+                    select from unnest(indclass) as of_index (oid) inner join pg_opclass using (oid)
+                    where opcnamespace <> 'pg_catalog'::regnamespace
+                )
+            )
         union all
-        select from pg_constraint where conrelid = taken and contype = 'c'
+        select from pg_constraint where conrelid = taken and contype in ('c', 'x')
         union all
         select from pg_statistic_ext where stxrelid = taken and stxexprs is not null
+    ) or 3 <> (
+        select count(*) from pg_attribute
+        where attrelid = taken and attname in ('message_id', 'load_id', 'subject') and not attisdropped
     ) then
         raise exception '% is not as dbt makes it', taken
-        using hint = 'Somebody changed it. Drop it, and let dbt make it anew.';
+        using hint = 'Somebody changed it. `make attest` says how; drop it, and let dbt make it anew.';
     end if;
 end $$;
 
@@ -136,11 +163,9 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp set row_
 declare
     person constant text := btrim(user_id, E' \t\n\r\x0B\f');
     theirs text[];
-    tokens text[];
     taken_ids text[];
     taken_loads bigint[];
     still_in_raw text[];
-    of_others text[];
     on_record bigint;
 begin
     perform privacy.require_plain_table();
@@ -172,30 +197,13 @@ begin
     from unnest(taken_ids, taken_loads) as taken (message_id, load_id)
     where message_id <> all(still_in_raw);
 
-    -- the originals that nobody else has
-    execute 'select coalesce(array_agg(token), ''{}'') from masking.base_sqs__masked_values where message_id = any($1)'
-    into tokens using theirs;
-    execute format(
-        'select $1 || coalesce(%s, ''{}'') from only staging.int_messages__masked where message_id = any($2)',
-        privacy.token_arrays()
-    ) into tokens using tokens, taken_ids;
-    execute $query$
-        select coalesce(array_agg(token), '{}') from masking.base_sqs__masked_values
-        where token = any($1) and message_id <> all($2)
-    $query$ into of_others using tokens, theirs;
-    execute format(
-        'select $1 || coalesce(%s, ''{}'') from only staging.int_messages__masked where subject <> $2 and (%s)',
-        privacy.token_arrays(), privacy.token_columns('%I = any($3)', ' or ')
-    ) into of_others using of_others, person, tokens;
-
+    from_originals := privacy.erase_originals(theirs || taken_ids);
     on_record := privacy.record('person erased', reason => reason, removed => cardinality(theirs));
     perform privacy.bury(theirs, on_record);
     insert into privacy.erased_messages (message_id, load_id, erasure)
     select message_id, load_id, on_record
     from unnest(taken_ids, taken_loads) as taken (message_id, load_id)
     on conflict do nothing;  -- what dbt has not removed since an earlier erasure
-    delete from privacy.originals where token = any(tokens) and token <> all(of_others);
-    get diagnostics from_originals = row_count;
     from_raw := cardinality(theirs);
     from_analytics := cardinality(taken_ids) + cardinality(still_in_raw);
 end $$;
@@ -215,4 +223,56 @@ begin
         from privacy.tombstone_key;
     end loop;
     execute 'delete from raw.sqs_messages where message_id = any($1)' using message_ids;
+end $$;
+
+-- The sealed originals of these messages that no other message has.
+create or replace function privacy.erase_originals(message_ids text[]) returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    tokens text[];
+    of_others text[];
+    removed bigint;
+begin
+    execute 'select coalesce(array_agg(token), ''{}'') from masking.base_sqs__masked_values where message_id = any($1)'
+    into tokens using message_ids;
+    execute format(
+        'select $1 || coalesce(%s, ''{}'') from only staging.int_messages__masked where message_id = any($2)',
+        privacy.token_arrays()
+    ) into tokens using tokens, message_ids;
+    execute $query$
+        select coalesce(array_agg(token), '{}') from masking.base_sqs__masked_values
+        where token = any($1) and message_id <> all($2)
+    $query$ into of_others using tokens, message_ids;
+    execute format(
+        'select $1 || coalesce(%s, ''{}'') from only staging.int_messages__masked where message_id <> all($2) and (%s)',
+        privacy.token_arrays(), privacy.token_columns('%I = any($3)', ' or ')
+    ) into of_others using of_others, message_ids, tokens;
+    delete from privacy.originals where token = any(tokens) and token <> all(of_others);
+    get diagnostics removed = row_count;
+    return removed;
+end $$;
+
+-- For pipeline_owner, after a restore: what was erased since the backup is erased again, by tombstones that were kept
+-- apart from it. Those of loads that the restored ledger does not have belong to no load here (0); they bar what the
+-- queue may still bring.
+create or replace function privacy.erase_known() returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp set row_security = off as $$
+declare
+    known text[];
+    removed bigint;
+begin
+    perform privacy.require_plain_table();
+    perform from privacy.settings for update;
+    with of_lost_loads as (
+        delete from privacy.erased_messages where load_id not in (select load_id from raw.loads) returning *
+    )
+    insert into privacy.erased_messages (message_id, load_id, body_mac, erased_at, erasure)
+    select distinct on (message_id) message_id, 0, body_mac, erased_at, erasure from of_lost_loads
+    order by message_id, erased_at desc;
+    select coalesce(array_agg(message_id), '{}') into known from privacy.erased_messages;
+    perform privacy.erase_originals(known);
+    execute 'delete from raw.sqs_messages where message_id = any($1)' using known;
+    get diagnostics removed = row_count;
+    perform privacy.record('erasures repeated', removed => removed);
+    return removed;
 end $$;

@@ -19,7 +19,7 @@ create or replace function privacy.record(
     about bigint default null,
     token text default null,
     reason text default null,
-    removed integer default null
+    removed bigint default null
 ) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare

@@ -39,6 +39,9 @@ begin
     get diagnostics purged = row_count;
     if purged > 0 then
         insert into raw.purges (keep_days, messages, landed_before) values (keep_days, purged, landed_before);
+        perform privacy.record(
+            'messages purged', reason => format('kept for %s days', keep_days), removed => purged
+        );
     end if;
     return format(
         'Removed from raw: %s messages that landed more than %s days ago, of the loads that dbt has taken (up to %s).',
