@@ -14,22 +14,37 @@
 {%- endmacro %}
 
 
-{# dbt run-operation widen_columns: each such column gets its declared length, in one transaction. The project's views on
-   the table are dropped for that, and made anew by the next `dbt run`; a view of somebody else's on them stops it. #}
+{# dbt run-operation widen_columns: each such column gets its declared length, in one transaction. The project's views that
+   show it are dropped for that, and made anew by the next `dbt run`; a view of somebody else's stops it. #}
 {% macro widen_columns() -%}
     {%- do run_query('begin') -%}
     {%- for node in graph.nodes.values() if node.resource_type == 'model' -%}
         {%- set table = load_relation(api.Relation.create(database=target.database, schema=node.schema, identifier=node.alias)) -%}
         {%- for column, declared in narrow_columns(table, node.columns) -%}
-            {%- for view in graph.nodes.values() if view.resource_type == 'model' and view.config.materialized == 'view'
-                and node.unique_id in view.depends_on.nodes -%}
-                {%- do run_query('drop view if exists ' ~ view.schema ~ '.' ~ view.alias) -%}
-            {%- endfor -%}
+            {%- for view in views_on(table, column) -%}{%- do run_query('drop view ' ~ view) -%}{%- endfor -%}
             {%- do run_query('alter table ' ~ table ~ ' alter column ' ~ column.quoted ~ ' type ' ~ declared) -%}
             {%- do log(table.schema ~ '.' ~ table.identifier ~ '.' ~ column.name ~ ' is ' ~ declared ~ ' now; run dbt.', info=true) -%}
         {%- endfor -%}
     {%- endfor -%}
     {%- do run_query('commit') -%}
+{%- endmacro %}
+
+
+{# The project's views that read a column. #}
+{% macro views_on(table, column) -%}
+    {%- set names = [] -%}
+    {%- for node in graph.nodes.values() if node.resource_type == 'model' and node.config.materialized == 'view' -%}
+        {%- do names.append(node.schema ~ '.' ~ node.alias) -%}
+    {%- endfor -%}
+    {{ return(run_query("
+        select distinct ev_class::regclass::text
+        from pg_depend
+        inner join pg_rewrite on pg_rewrite.oid = objid
+        inner join pg_attribute on attrelid = refobjid and attnum = refobjsubid
+        where
+            refobjid = '" ~ table ~ "'::regclass and attname = '" ~ column.name ~ "'
+            and ev_class::regclass::text in (" ~ quoted_list(names) ~ ")
+    ").columns[0].values()) }}
 {%- endmacro %}
 
 
