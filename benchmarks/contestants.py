@@ -16,10 +16,11 @@ import boto3
 import psycopg2
 
 from benchmarks.sqs_stub import message
+from loader.aws import connect
 from loader.land import Database
 from loader.load import Run
 from loader.report import Report
-from loader.sqs import Message, Queue, connect
+from loader.sqs import Message, Queue
 
 TICK = os.sysconf("SC_CLK_TCK")
 Work = Callable[[int], None]
@@ -67,7 +68,7 @@ def naive() -> tuple[Work, int]:
 def loader(workers: int, lean: bool = True) -> tuple[Work, int]:
     database = Database()
     database.open()
-    queue = Queue(*connect(workers * 2, lean), "login-queue")
+    queue = Queue(connect(workers * 2, lean), "login-queue")
 
     def work(messages: int) -> None:
         report = Report()

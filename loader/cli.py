@@ -8,11 +8,12 @@ from datetime import timedelta
 import click
 
 from loader import errors
+from loader.aws import connect
 from loader.doctor import examine
 from loader.land import Database
 from loader.load import Run
 from loader.report import Report
-from loader.sqs import Queue, connect
+from loader.sqs import Queue
 from loader.status import Status, screen, to_json
 
 # A fixed width, because the README shows this text.
@@ -71,7 +72,7 @@ def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port,
     report = Report(log_format, progress=sys.stderr.isatty() and log_format == "text")
     database = Database(give_up_after)
     database.open()
-    queue = Queue(*connect(bounds["workers"] * 2, client == "lean"), queue_name, queue_url, give_up_after)
+    queue = Queue(connect(bounds["workers"] * 2, client == "lean", queue_url), queue_name, queue_url, give_up_after)
     queue.say = database.say = report.say
     run = Run(queue, database, report, **bounds, watched=report.progress or metrics_port is not None)
     if metrics_port:
@@ -111,7 +112,7 @@ def stop_on_signals(run: Run) -> None:
 @queue_options
 def redrive(queue_name, queue_url):
     """Moves the messages of the dead-letter queue back to the queue, by SQS's own StartMessageMoveTask."""
-    queue = Queue(*connect(1, lean=False), queue_name, queue_url)
+    queue = Queue(connect(1, queue_url=queue_url), queue_name, queue_url)
     for task in queue.redrive():
         moved, total = task.get("ApproximateNumberOfMessagesMoved", 0), task.get("ApproximateNumberOfMessagesToMove", 0)
     if task["Status"] != "COMPLETED":
@@ -142,7 +143,7 @@ def status(ctx, queue_name, queue_url, max_lag, json):
 def doctor(queue_name, queue_url, flush):
     """Checks all that a load depends on, one line each, with the remedy. Lands a made-up batch, and rolls it back."""
     failed = 0
-    for check in examine(lambda: Queue(*connect(1), queue_name, queue_url), Database(), flush):
+    for check in examine(lambda: Queue(connect(1, queue_url=queue_url), queue_name, queue_url), Database(), flush):
         click.echo(str(check))
         failed += not check.well
     if failed:

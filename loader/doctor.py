@@ -1,6 +1,5 @@
 """`loader doctor`: looks at everything a load depends on, changes nothing, and says what to do about what is wrong."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from datetime import timedelta
 
 from loader.errors import LoaderError
 from loader.land import Away, Database, Refused, insert
-from loader.sqs import Message, Queue
+from loader.sqs import Message, Queue, redrive_policy
 from loader.status import age_of_oldest, span
 
 ENOUGH_RECEIVES = 3  # a loader that is killed, or a message released on shutdown, costs one
@@ -64,21 +63,20 @@ def examine(open_queue: Callable[[], Queue], database: Database, flush: int) -> 
 
 
 def dead_letters(queue: Queue, attributes: dict[str, str]) -> Check:
-    policy = json.loads(attributes.get("RedrivePolicy") or "{}")
-    if not policy:
+    dead, receives = queue.dead_letters(attributes)
+    if not dead:
         return Check(
             "dead-letter queue", False,
             f"{queue.name} has none, so that a message PostgreSQL refuses comes again until it expires: "
             "set a RedrivePolicy with maxReceiveCount 5",
         )  # fmt: skip
-    receives, name = int(policy["maxReceiveCount"]), policy["deadLetterTargetArn"].rpartition(":")[2]
+    name = dead.name
     if receives < ENOUGH_RECEIVES:
         return Check(
             "dead-letter queue", False,
             f"maxReceiveCount is {receives}, so that loaders which are killed send good messages to {name}: "
             "set 5 in the RedrivePolicy",
         )  # fmt: skip
-    dead = queue.beside(name)
     if waiting := dead.backlog(dead.attributes()):
         return Check(
             "dead-letter queue", False,
@@ -91,7 +89,7 @@ def retention(queue: Queue, attributes: dict[str, str]) -> Check:
     kept = timedelta(seconds=int(attributes["MessageRetentionPeriod"]))
     if not queue.backlog(attributes):
         return Check("retention", True, f"messages are kept for {span(kept)}, and none waits")
-    if (age := age_of_oldest(queue.name) or age_of_some(queue, attributes)) is None:
+    if (age := age_of_oldest(queue) or age_of_some(queue, attributes)) is None:
         return Check("retention", True, f"messages are kept for {span(kept)}; how old the oldest is, nobody tells")
     finding = f"messages are kept for {span(kept)}, the oldest has waited for {span(age)}"
     if age > kept / 2:
@@ -101,8 +99,7 @@ def retention(queue: Queue, attributes: dict[str, str]) -> Check:
 
 def age_of_some(queue: Queue, attributes: dict[str, str]) -> timedelta | None:
     """Of the oldest of ten, where CloudWatch does not tell. Looking counts as a receive: not where few are allowed."""
-    policy = json.loads(attributes.get("RedrivePolicy") or "{}")
-    if int(policy.get("maxReceiveCount", ENOUGH_RECEIVES)) < ENOUGH_RECEIVES:
+    if int(redrive_policy(attributes).get("maxReceiveCount", ENOUGH_RECEIVES)) < ENOUGH_RECEIVES:
         return None
     sent = [int(each.sent_at) / 1000 for each in queue.peek() if each.sent_at]
     return timedelta(seconds=time.time() - min(sent)) if sent else None

@@ -55,10 +55,10 @@ class NoQueue(LoaderError):
 
 
 class NoCredentials(LoaderError):
-    """No valid AWS credentials: {reason}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the
-    machine a role."""
+    """No valid AWS credentials: {reason}. {remedy}."""
 
     exit_status, meaning = 7, "no AWS credentials, or they expired"
+    remedy = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role"
 
 
 class NoSqs(LoaderError):
@@ -120,6 +120,18 @@ class Refused(LoaderError):
     """Refused by PostgreSQL: {reason}."""
 
     exit_status, meaning = 16, "PostgreSQL refused for another reason"
+
+
+class WrongClock(LoaderError):
+    """The clock of this machine is not that of AWS: {operation} answers {reason}. Set it by NTP."""
+
+    exit_status, meaning = 17, "this machine's clock is wrong, so that AWS takes no signature of it"
+
+
+class KeyUnusable(LoaderError):
+    """SQS cannot use the KMS key of {queue}: {reason}. Enable that key, or set another one for the queue."""
+
+    exit_status, meaning = 18, "the queue's KMS key is disabled or deleted"
 
 
 def exit_statuses() -> str:

@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
+from loader.aws import LONG_POLL
 from loader.errors import LoaderError
 from loader.land import Away, Database
 from loader.report import LOOK_EVERY, Report
-from loader.sqs import BATCH, KINDS, LONG_POLL, MAX_VISIBILITY, Message, Queue
+from loader.sqs import BATCH, KINDS, MAX_VISIBILITY, Message, Queue
 
 FLUSH_BYTES = 4 * 1024 * 1024
 GRACE = 5  # seconds that a flush in hand is given, once the loader is told to stop
@@ -32,7 +33,7 @@ def work(run: "Run") -> None:
     except BaseException as error:
         run.fail(error)
     finally:
-        run.queue.hang_up()
+        run.queue.client.hang_up()
         run.leave()
 
 

@@ -124,7 +124,7 @@ def test_the_newest_receipt_handle_of_a_message_held_twice_is_the_one_that_delet
     assert message.deliveries == 2
     assert queue.delete([message]) == 2
     assert loading.waiting() == (0, 0)
-    queue.hang_up()
+    queue.client.hang_up()
 
 
 def test_a_slow_database_does_not_bring_messages_back(loading: Loading):
