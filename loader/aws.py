@@ -1,8 +1,10 @@
 """AWS: settings, credentials, and two clients for SQS that take the same answers and explain the same failures."""
 
+import gzip
 import json
 import re
 import threading
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -138,7 +140,7 @@ class Client:
             answer = None
         if status == 200:
             with suppress(KeyError, TypeError, AttributeError):
-                if SHAPES[operation](answer):
+                if isinstance(answer, dict) and SHAPES[operation](answer):
                     return answer
         elif isinstance(answer, dict) and isinstance(code := answer.get("__type"), str):
             message = str(answer.get("message") or answer.get("Message"))
@@ -246,8 +248,12 @@ class Boto3(Client):
             raise Fault(errors.NoSqs(operation=operation, reason=name), name) from None
 
     def check(self, operation_model: Any, response_dict: dict, **_: object) -> None:
-        """Before botocore parses it, which takes any JSON for an answer."""
-        self.answer(operation_model.name, self.asked.parameters, response_dict["status_code"], response_dict["body"])
+        """Before botocore parses it, which takes any JSON for an answer, and asks for no compression but may get it."""
+        if response_dict["headers"].get("content-encoding") == "gzip":
+            with suppress(OSError, EOFError, zlib.error):
+                response_dict["body"] = gzip.decompress(response_dict["body"])
+        status, body = response_dict["status_code"], response_dict["body"]
+        self.answer(operation_model.name, self.asked.parameters, status, body)
 
 
 def connect(connections: int, lean: bool = True, queue_url: str | None = None) -> Client:
@@ -260,28 +266,31 @@ def connect(connections: int, lean: bool = True, queue_url: str | None = None) -
         read_timeout=READ_TIMEOUT,
         retries={"total_max_attempts": 1},  # the queue makes calls again
     )
-    remedy = "Check AWS_DEFAULT_REGION and AWS_ENDPOINT_URL (http://host:port)."
+    session = botocore.session.get_session()
+    bundle = None
     try:
-        session = botocore.session.get_session()
+        session.get_credentials()
         if bundle := session.get_config_variable("ca_bundle"):
             Path(bundle).open("rb").close()
+    except Exception as error:  # as in current_credentials
+        if bundle and isinstance(error, OSError):
+            raise errors.BadSetting(problem=f"AWS_CA_BUNDLE cannot be read: {error.strerror}.") from None
+        raise without_credentials(error).error from None
+    try:
         client = session.create_client("sqs", region_name=region_of(queue_url), config=config)
     except aws.NoRegionError:
         raise errors.BadSetting(problem="There is no AWS region: set AWS_DEFAULT_REGION.") from None
-    except (aws.EndpointResolutionError, aws.InvalidRegionError, ValueError) as error:
+    except (aws.BotoCoreError, ValueError) as error:
+        remedy = "Check AWS_DEFAULT_REGION and AWS_ENDPOINT_URL (http://host:port)."
         raise errors.BadSetting(problem=f"The AWS settings make no sense: {error}. {remedy}") from None
-    except OSError as error:
-        if error.filename == bundle:
-            raise errors.BadSetting(problem=f"AWS_CA_BUNDLE cannot be read: {error.strerror}.") from None
-        raise without_credentials(error).error from None
-    except Exception as error:  # credentials are looked for here too
-        raise without_credentials(error).error from None
     return (Lean if lean else Boto3)(session, client)
 
 
 def region_of(queue_url: str | None) -> str | None:
     """The region that a queue's URL names, as those of AWS do; signatures for another one would not be accepted."""
-    host = urlsplit(queue_url or "").hostname or ""
+    host = urlsplit((queue_url or "").strip()).hostname or ""
+    if host == "queue.amazonaws.com":
+        return "us-east-1"
     named = re.search(
         r"(?:^|\.)(?:sqs|sqs-fips)\.([a-z]{2}(?:-[a-z]+)+-\d)\.|^([a-z]{2}(?:-[a-z]+)+-\d)\.queue\.", host
     )

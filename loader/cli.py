@@ -62,14 +62,17 @@ def queue_options(command):
 )
 @setting("--log-format", default="text", type=click.Choice(["text", "json"]), help="Of the log, on stderr.")
 @setting("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics here.")
-def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port, **bounds):
+@setting("--metrics-host", default="127.0.0.1", help="The address for that; 0.0.0.0 or :: for other machines.")
+def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port, metrics_host, **bounds):
     """Receives messages, lands them in raw.sqs_messages, commits, deletes them. Ends when the queue is drained.
 
     Prints one line: received = landed + duplicates + refused + returned. Ctrl-C or SIGTERM ends it in good order; a
     second one at once, and nothing is lost by that either. On a terminal, a line shows how far it is.
     """
     end_on_signals()
-    report = Report(log_format, progress=sys.stderr.isatty() and log_format == "text")
+    shown = (queue_url or queue_name).strip().rstrip("/").rpartition("/")[2]
+    report = Report(log_format, progress=sys.stderr.isatty() and log_format == "text", queue=shown)
+    report.show_progress()
     database = Database(give_up_after)
     database.open()
     queue = Queue(connect(bounds["workers"] * 2, client == "lean", queue_url), queue_name, queue_url, give_up_after)
@@ -78,7 +81,7 @@ def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port,
     if metrics_port:
         from loader import metrics
 
-        metrics.serve(run, metrics_port)
+        metrics.serve(run, metrics_host, metrics_port)
     stop_on_signals(run)
     run.start()
     try:

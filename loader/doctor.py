@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
-from loader.errors import LoaderError
-from loader.land import Away, Database, Refused, insert
-from loader.sqs import Message, Queue, redrive_policy
+from loader.errors import LoaderError, SequenceBehind
+from loader.land import Away, Database, Refused, insert, made_up
+from loader.sqs import Queue, redrive_policy
 from loader.status import age_of_oldest, span
 
 ENOUGH_RECEIVES = 3  # a loader that is killed, or a message released on shutdown, costs one
@@ -51,11 +51,14 @@ def examine(open_queue: Callable[[], Queue], database: Database, flush: int) -> 
         version = database.connection.server_version // 10000
         yield Check("database", True, f"{database.connection.info.dbname}, PostgreSQL {version}")
         yield Check("migrations", True, "what landing needs is there, and may be used")
+        yield Check("ledger", True, f"at load {database.newest}, and the sequence of loads is not behind it")
         with database.transaction() as cursor:
             yield grants(cursor)
             yield keys(cursor)
         if queue:
             yield visibility(queue, seconds_to_land(database, flush), flush)
+    except SequenceBehind as error:
+        yield Check("ledger", False, str(error))
     except LoaderError as error:
         yield Check("database", False, str(error))
     except (Away, Refused) as error:
@@ -114,7 +117,7 @@ def visibility(queue: Queue, seconds: float, flush: int) -> Check:
 
 def seconds_to_land(database: Database, flush: int) -> float:
     """Measured with made-up messages in a transaction that is rolled back."""
-    messages = [Message(f"doctor-{n}", "", "x" * 200, "0", "1", None, None, None) for n in range(flush)]
+    messages = made_up(flush)
     began = time.monotonic()
     with database.transaction() as cursor:
         insert(cursor, "doctor", messages)

@@ -134,6 +134,20 @@ class KeyUnusable(LoaderError):
     exit_status, meaning = 18, "the queue's KMS key is disabled or deleted"
 
 
+class NothingLands(LoaderError):
+    """PostgreSQL refuses whatever is landed, so that no message is to blame: {reason}. Nothing is lost: what was held
+    is back on the queue. Mend the cause, which `python -m loader doctor` shows too."""
+
+    exit_status, meaning = 19, "PostgreSQL refuses every message: what is wrong is no message's fault"
+
+
+class SequenceBehind(LoaderError):
+    """The sequence raw.load_id_seq is at {sequence}, behind the ledger raw.loads at {ledger}: dbt would never read what
+    lands now. As pipeline_owner: select setval('raw.load_id_seq', (select max(load_id) from raw.loads))."""
+
+    exit_status, meaning = 20, "raw.load_id_seq is behind raw.loads, after a restore for one"
+
+
 def exit_statuses() -> str:
     """The table of exit statuses, for --help."""
     lines = ["  0   done: the queue is drained, a bound is reached, or it was told to stop"]

@@ -72,14 +72,14 @@ def milliseconds(value: object) -> str | None:
         return value
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         try:
             number = datetime.fromisoformat(str(value).replace("Z", "+00:00")).astimezone().timestamp()
         except (ValueError, OverflowError):
             return None
     if abs(number) < 100_000_000_000:  # in seconds that is the year 5138, in milliseconds 1973
         number *= 1000
-    return str(round(number)) if math.isfinite(number) and 0 <= number < 10**14 else None
+    return str(round(number)) if 946_684_800_000 <= number < 7_258_118_400_000 else None  # the years that raw takes
 
 
 def as_jsonb(value: object) -> str:

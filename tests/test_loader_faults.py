@@ -324,7 +324,7 @@ ENDINGS = {
     "no-database": ({"PGPORT": "1"}, [], 3, "No database: connection to server at"),
     "no-such-database": ({"PGDATABASE": "nowhere"}, [], 3, "No database: "),
     "wrong-password": ({"PGPASSWORD": "wrong"}, [], 3, "No database: "),
-    "not-migrated": ({"PGDATABASE": "postgres"}, [], 5, "The database is not migrated: relation \"raw.sqs"),
+    "not-migrated": ({"PGDATABASE": "postgres"}, [], 5, "The database is not migrated: "),
     "another-role": ("analyst_user", [], 4, "Not permitted: permission denied to create temporary tables"),
     "bad-number": ({}, ["--workers", "0"], 2, "Usage: "),
     "bad-option": ({}, ["--no-such-option"], 2, "Usage: "),
