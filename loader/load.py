@@ -140,6 +140,7 @@ class Run:
         self.queue, self.database, self.report = queue, database, report
         self.workers, self.flush, self.follow, self.max_seconds = workers, flush, follow, max_seconds
         self.watched = watched
+        report.queue = queue.name
         self.stopping = queue.stopping = database.stopping = threading.Event()
         self.over = threading.Event()  # all workers have left
         self.error: BaseException | None = None

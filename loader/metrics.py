@@ -17,7 +17,7 @@ class Metrics:
         self.run = run
 
     def collect(self) -> Iterator[Metric]:
-        report, queue = self.run.report, [self.run.queue.name]
+        report, queue = self.run.report, [self.run.report.queue]
         gauges = {
             "in_flight": (
                 "Messages held: received, not yet landed and deleted.",
