@@ -105,6 +105,7 @@ class Client:
 
     def __init__(self, session: botocore.session.Session, client: Any):
         self.credentials = session.get_credentials()
+        self.sound: ReadOnlyCredentials | None = None  # those that were last looked at
         self.client = client
         self.region: str = client.meta.region_name
         self.endpoint: str = client.meta.endpoint_url
@@ -127,9 +128,11 @@ class Client:
             frozen = self.credentials.get_frozen_credentials()  # fetches or refreshes them, where it is time
         except Exception as error:  # files, processes, HTTP, JSON: providers raise whatever they meet
             raise without_credentials(error) from None
-        if not all(each is None or (each.isascii() and each.isprintable()) for each in frozen[:3]):
-            reason = "a key or the session token has a line break in it, or another character that none has"
-            raise Fault(errors.NoCredentials(reason=reason), "BadCredentials")
+        if frozen != self.sound:
+            if not all(each is None or (each.isascii() and each.isprintable()) for each in frozen[:3]):
+                reason = "a key or the session token has a line break in it, or another character that none has"
+                raise Fault(errors.NoCredentials(reason=reason), "BadCredentials")
+            self.sound = frozen
         return frozen
 
     def answer(self, operation: str, parameters: dict, status: int, body: bytes) -> dict:
@@ -356,23 +359,18 @@ def without_credentials(error: Exception) -> Fault:
 
 
 def is_batch(answer: dict) -> bool:
-    done = [answer.get(name) for name in ("Successful", "Failed")]
-    return any(each is not None for each in done) and all(
-        entry["Id"].isdigit() for each in done for entry in each or ()
-    )
+    lists = [each for name in ("Successful", "Failed") if (each := answer.get(name)) is not None]
+    return bool(lists) and all(entry["Id"].isdecimal() for entries in lists for entry in entries)
 
 
 def is_received(answer: dict) -> bool:
     """SQS leaves `Messages` out when there are none; it has sent null as well."""
-    return not answer or (
-        "Messages" in answer
-        and all(
-            isinstance(each["Body"], str)
-            and isinstance(each["MessageId"], str)
-            and isinstance(each["ReceiptHandle"], str)
-            for each in answer["Messages"] or ()
-        )
-    )
+    if "Messages" not in answer:
+        return not answer
+    for each in answer["Messages"] or ():
+        if not type(each["Body"]) is type(each["MessageId"]) is type(each["ReceiptHandle"]) is str:
+            return False
+    return True
 
 
 # Whether an answer looks like SQS's.

@@ -61,6 +61,8 @@ LEDGER = """
     from raw.loads
 """
 
+NULL = "\\N"
+
 # What may be the fault of a message. The text of these may quote one, so they are only named.
 DATA_ERRORS = ("22", "23", "44", "54", "P0")
 # What a smaller batch may not run into: a timeout of the statement or transaction, or memory.
@@ -282,9 +284,10 @@ def made_up(number: int) -> list[Message]:
 
 
 def copy_line(message: Message) -> str:
+    """What are numbers in there, Message.of has made sure of."""
     return (
-        f"{copy_text(message.id)}\t{copy_text(message.body)}\t{copy_text(message.sent_at)}\t"
-        f"{copy_text(message.receive_count)}\t{copy_text(message.group_id)}\t{copy_text(message.sequence_number)}\t"
+        f"{copy_text(message.id)}\t{copy_text(message.body)}\t{message.sent_at or NULL}\t"
+        f"{message.receive_count or NULL}\t{copy_text(message.group_id)}\t{copy_text(message.sequence_number)}\t"
         f"{copy_text(message.attributes)}\n"
     )
 
@@ -292,8 +295,12 @@ def copy_line(message: Message) -> str:
 def copy_text(value: str | None) -> str:
     """A value as COPY's text format has it: four characters mean something there."""
     if value is None:
-        return "\\N"
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+        return NULL
+    if "\\" in value:
+        value = value.replace("\\", "\\\\")
+    if value.isprintable():  # the other three are not
+        return value
+    return value.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
 def is_in_ledger(cursor, load_id: int) -> bool:

@@ -37,17 +37,17 @@ class Message:
 
     @classmethod
     def of(cls, answer: dict) -> "Message":
-        system = answer.get("Attributes") or {}
+        system = (answer.get("Attributes") or {}).get
         custom = answer.get("MessageAttributes")
         return cls(
-            id=answer["MessageId"],
-            receipt=answer["ReceiptHandle"],
-            body=answer["Body"],
-            sent_at=milliseconds(system.get("SentTimestamp")),
-            receive_count=whole_number(system.get("ApproximateReceiveCount")),
-            group_id=as_text(system.get("MessageGroupId")),
-            sequence_number=as_text(system.get("SequenceNumber")),
-            attributes=as_jsonb(custom) if custom else None,
+            answer["MessageId"],
+            answer["ReceiptHandle"],
+            answer["Body"],
+            milliseconds(system("SentTimestamp")),
+            whole_number(system("ApproximateReceiveCount")),
+            as_text(system("MessageGroupId")),
+            as_text(system("SequenceNumber")),
+            as_jsonb(custom) if custom else None,
         )
 
     @property
@@ -63,12 +63,12 @@ def as_text(value: object) -> str | None:
 def whole_number(value: object) -> str | None:
     """As SQS writes one, and nothing else: what PostgreSQL cannot read, it would quote in its log."""
     text = str(value)
-    return text if text.isascii() and text.isdigit() and len(text) < 10 else None
+    return text if text.isdecimal() and text.isascii() and len(text) < 10 else None
 
 
 def milliseconds(value: object) -> str | None:
     """A time as SQS has it, milliseconds since 1970. Emulators also send numbers, seconds, or ISO 8601."""
-    if type(value) is str and len(value) == 13 and value.isascii() and value.isdigit():
+    if type(value) is str and len(value) == 13 and value.isdecimal() and "1" <= value < "7258118400000":
         return value
     try:
         number = float(value)  # type: ignore[arg-type]
