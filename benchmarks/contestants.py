@@ -1,4 +1,4 @@
-"""Ways of loading, each as a command that goes on until it is ended; the benchmark measures all of them from outside."""
+"""Ways of loading, each as a command that goes on until it is ended, so that all are measured from outside alike."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The loader beside a bare boto3 loop, the naive way and mq-bridge, interleaved, on this machine: a table a question."""
+"""The loader beside a bare boto3 loop, the naive way and mq-bridge, interleaved: one table for each question."""
 
 import json
 import os

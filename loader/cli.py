@@ -55,7 +55,7 @@ def queue_options(command):
 @setting("--follow", is_flag=True, help="Do not end when the queue is drained; wait for more.")
 @setting("--max-messages", type=click.IntRange(1), help="End after receiving so many.")
 @setting("--max-seconds", type=click.FloatRange(0, min_open=True), help="End after so long.")
-@setting("--workers", default=16, type=click.IntRange(1, 64), help="How many receive, land and delete at a time.")
+@setting("--workers", default=16, type=click.IntRange(1, 64), help="How many calls to SQS are made at a time.")
 @setting("--flush", default=500, type=click.IntRange(1, 10_000), help="How many messages a transaction has at most.")
 @setting("--give-up-after", default=300.0, type=click.FloatRange(0), help="Seconds that a fault may last.")
 @setting(

@@ -253,7 +253,7 @@ def connect() -> tuple[Connection, int]:
         cursor.execute("explain " + RECORD, {"queue": "", "received": 0, "landed": 0})
         cursor.execute(LEDGER)
         newest, sequence = cursor.fetchone()
-    connection.rollback()
+    connection.commit()
     if sequence < newest:
         connection.close()
         raise errors.SequenceBehind(sequence=sequence, ledger=newest)

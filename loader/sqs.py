@@ -6,7 +6,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -132,36 +132,56 @@ class Queue:
 
     def receive(self, most: int, wait: int) -> list[Message]:
         """Up to `most` messages; none when nothing came within `wait` seconds."""
-        answer = self.patiently(
-            "ReceiveMessage",
-            QueueUrl=self.url,
-            MaxNumberOfMessages=most,
-            WaitTimeSeconds=wait,
-            VisibilityTimeout=self.visibility,  # as the heartbeat has it, even if the queue's is changed meanwhile
-            MessageSystemAttributeNames=SYSTEM_ATTRIBUTES,
-            MessageAttributeNames=["All"],
-        )
+        answer = self.patiently("ReceiveMessage", **self.wish(most, wait))
         return [Message.of(each) for each in answer.get("Messages") or ()]
 
-    def delete(self, messages: list[Message]) -> int:
+    def receive_more(self, numbers: Iterable[int], at_once: int) -> Iterator[tuple[int, list[Message]]]:
+        """By several calls at once, each for as many messages and without waiting: what was asked for, and what came.
+
+        Nothing comes of a call that fails; `receive` is there to see whether the next one does.
+        """
+        wishes = (self.wish(most, 0) for most in numbers)
+        for wish, answer in self.client.calls("ReceiveMessage", wishes, at_once):
+            if isinstance(answer, Fault):
+                self.say("SQS fault, will try again", operation="ReceiveMessage", fault=answer.code, attempt=1)
+                answer = {}
+            yield wish["MaxNumberOfMessages"], [Message.of(each) for each in answer.get("Messages") or ()]
+
+    def wish(self, most: int, wait: int) -> dict:
+        return {
+            "QueueUrl": self.url,
+            "MaxNumberOfMessages": most,
+            "WaitTimeSeconds": wait,
+            "VisibilityTimeout": self.visibility,  # as the heartbeat has it, even if the queue's is changed meanwhile
+            "MessageSystemAttributeNames": SYSTEM_ATTRIBUTES,
+            "MessageAttributeNames": ["All"],
+        }
+
+    def delete(self, messages: list[Message], at_once: int = 1) -> int:
         """Deletes, and tells how many deliveries that settles. What SQS will not delete comes again, and lands once."""
         settled = 0
-        for batch in tens(messages):
-            for attempt in range(DELETE_ATTEMPTS):
-                entries = [{"Id": str(i), "ReceiptHandle": each.receipt} for i, each in enumerate(batch)]
-                answer = self.patiently("DeleteMessageBatch", QueueUrl=self.url, Entries=entries)
-                asked = range(len(batch))
-                done = {i for each in answer.get("Successful") or () if (i := int(each["Id"])) in asked}
-                failed = {i: each for each in answer.get("Failed") or () if (i := int(each["Id"])) in asked}
-                hopeless = {i for i, each in failed.items() if each.get("SenderFault")}
-                settled += sum(batch[i].deliveries for i in done)
-                if failed:
-                    codes = sorted({str(each.get("Code")) for each in failed.values()})
+        left = dict(enumerate(messages))
+        batches = list(tens([{"Id": str(number), "ReceiptHandle": each.receipt} for number, each in left.items()]))
+        for attempt in range(DELETE_ATTEMPTS):
+            requests = [{"QueueUrl": self.url, "Entries": batch} for batch in batches]
+            batches = []
+            for request, answer in list(self.client.calls("DeleteMessageBatch", requests, at_once)):
+                if isinstance(answer, Fault):
+                    answer = self.patiently("DeleteMessageBatch", **request)
+                for each in answer.get("Successful") or ():
+                    if done := left.pop(int(each["Id"]), None):
+                        settled += done.deliveries
+                if failed := answer.get("Failed"):
+                    codes = sorted({str(each.get("Code")) for each in failed})
                     self.say("SQS did not delete some messages", messages=len(failed), codes=codes, attempt=attempt + 1)
-                batch = [each for i, each in enumerate(batch) if i not in done | hopeless]
-                if not batch:
-                    break
-                self.pause(attempt)
+                    for each in failed:
+                        if each.get("SenderFault"):  # there is no hope for it
+                            left.pop(int(each["Id"]), None)
+                if rest := [each for each in request["Entries"] if int(each["Id"]) in left]:
+                    batches.append(rest)
+            if not batches:
+                break
+            self.pause(attempt)
         return settled
 
     def keep(self, messages: list[Message], seconds: int) -> int:
@@ -270,5 +290,5 @@ def redrive_policy(attributes: dict) -> dict:
     return policy if isinstance(policy, dict) else json.loads(policy)
 
 
-def tens(messages: list[Message]) -> Iterator[list[Message]]:
-    return (messages[i : i + BATCH] for i in range(0, len(messages), BATCH))
+def tens(things: list) -> Iterator[list]:
+    return (things[i : i + BATCH] for i in range(0, len(things), BATCH))
