@@ -32,6 +32,12 @@ PIPELINE = """
         accepted, rejected, erased, unaccounted, rejected_by_reason, mask_key_version
     from analytics.pipeline_health
 """
+QUEUES = """
+    select
+        queue, newest_load_at, landed_to_analytics, untransformed, received, landed, duplicates, accepted, rejected,
+        erased, unaccounted
+    from analytics.queue_health order by queue
+"""
 
 
 class Status:
@@ -101,7 +107,9 @@ def pipeline_health() -> dict:
         connection.cursor(cursor_factory=RealDictCursor) as cursor,
     ):
         cursor.execute(PIPELINE)
-        return dict(cursor.fetchone())
+        seen = dict(cursor.fetchone())
+        cursor.execute(QUEUES)
+        return seen | {"queues": {row["queue"]: dict(row) for row in cursor.fetchall()}}
 
 
 def troubles(status: Status, max_lag: timedelta) -> Iterator[str]:
@@ -114,10 +122,10 @@ def troubles(status: Status, max_lag: timedelta) -> Iterator[str]:
         if queue["oldest"] is not None:
             if queue["oldest"] > max_lag:
                 yield f"The oldest message has been on the queue for {span(queue['oldest'])}. {is_it_running}"
-        elif seen and not seen["newest_load_at"]:
+        elif seen and (since := since_last_load(seen, queue["name"])) is None:
             yield f"Messages wait, and none has ever landed. {is_it_running}"
-        elif seen and since_last_load(seen) > max_lag:
-            yield f"Messages wait, and none has landed for {span(since_last_load(seen))}. {is_it_running}"
+        elif seen and since > max_lag:
+            yield f"Messages wait, and none has landed for {span(since)}. {is_it_running}"
     if seen and seen["landed_to_analytics"] > max_lag:
         yield f"The oldest landed message has waited for dbt for {span(seen['landed_to_analytics'])}: run `make build`."
     if seen and seen["unaccounted"]:
@@ -171,6 +179,10 @@ def pipeline_rows(seen: dict | None) -> Iterator[Row]:
     yield "For dbt", f"{seen['untransformed']:,}", waiting
     yield "Key", str(seen["mask_key_version"] or "none"), "is the version in use"
 
+    queues = {name: each for name, each in seen.get("queues", {}).items() if each["received"] or each["untransformed"]}
+    for name, each in queues.items() if len(queues) > 1 else ():
+        yield "", f"{each['landed']:,}", f"landed from {name} in 24 hours; {each['untransformed']:,} wait for dbt"
+
     ends = {name: seen[name] for name in ("accepted", "rejected", "erased")}
     ends["for dbt"] = seen["landed"] - sum(ends.values()) - seen["unaccounted"]
     yield "", "", ""
@@ -188,8 +200,10 @@ def pipeline_rows(seen: dict | None) -> Iterator[Row]:
     yield "Missing", f"{missing:,}", f"since {seen['landed']:,} = {became}" + (f" + {missing:,}" if missing else "")
 
 
-def since_last_load(seen: dict) -> timedelta:
-    return seen["measured_at"] - seen["newest_load_at"]
+def since_last_load(seen: dict, queue: str | None = None) -> timedelta | None:
+    """Of all queues, or of this one, where others may be doing well. None where nothing has landed yet."""
+    of = seen if queue is None or "queues" not in seen else seen["queues"].get(queue, {"newest_load_at": None})
+    return of["newest_load_at"] and seen["measured_at"] - of["newest_load_at"]
 
 
 def span(age: timedelta) -> str:
