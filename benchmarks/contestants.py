@@ -1,128 +1,114 @@
-"""One way of loading, measured in a process of its own: `python -m benchmarks.contestants NAME MESSAGES` prints JSON.
+"""Ways of loading, each as a command that goes on until it is ended, so that all are measured from outside alike."""
 
-Imports, connecting and the start of Python are not counted. PostgreSQL's part is the CPU time of the one process that
-serves the connection; the disk's work is not in it.
+import os
+import sys
+from collections.abc import Callable
+
+BARE, COPY, INSERT = "bare boto3", "mq-bridge, COPY", "mq-bridge, INSERT"
+FIELDS = ("user_id", "app_version", "device_type", "ip", "locale", "device_id")
+# What mq-bridge writes to. It knows no message id, so that there is no key, and what comes twice is there twice.
+TABLES = f"""
+    create schema bench;
+    create table bench.copied ({", ".join(f"{name} text" for name in FIELDS)});
+    create table bench.inserted (body text);
+    grant usage on schema bench to loader;
+    grant insert, select on all tables in schema bench to loader
 """
 
-import json
-import os
-import resource
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
-import boto3
-import psycopg2
-
-from benchmarks.sqs_stub import message
-from loader.land import Database
-from loader.load import Run
-from loader.report import Report
-from loader.sqs import Message, Queue, connect
-
-TICK = os.sysconf("SC_CLK_TCK")
-Work = Callable[[int], None]
+def loader(workers: int, client: str = "lean") -> list[str]:
+    return [sys.executable, "-m", "loader", "load", "--workers", str(workers), "--client", client]
 
 
-def bare() -> tuple[Work, None]:
+def here(name: str, python: str = sys.executable) -> list[str]:
+    return [python, "-m", "benchmarks.contestants", name]
+
+
+def commands(mq_bridge: str | None) -> dict[str, list[str]]:
+    """By name. `mq_bridge` is the Python of the environment where mq-bridge is."""
+    others = {name: here(name, mq_bridge) for name in (COPY, INSERT)} if mq_bridge else {}
+    return {
+        BARE: here(BARE),
+        "naive": here("naive"),
+        **others,
+        **{f"loader, {workers} workers": loader(workers) for workers in (1, 4, 16, 32)},
+        "loader on boto3, 16 workers": loader(16, "boto3"),
+    }
+
+
+def bare() -> None:
     """boto3 as it comes, one thread, nothing written: the floor of everything that is built on it."""
+    import boto3
+
     sqs = boto3.client("sqs")
     url = sqs.get_queue_url(QueueName="login-queue")["QueueUrl"]
-
-    def work(messages: int) -> None:
-        while messages > 0:
-            answer = sqs.receive_message(
-                QueueUrl=url, MaxNumberOfMessages=10, MessageSystemAttributeNames=["All"], MessageAttributeNames=["All"]
-            )
-            entries = [
-                {"Id": str(n), "ReceiptHandle": each["ReceiptHandle"]} for n, each in enumerate(answer["Messages"])
-            ]
+    while True:
+        answer = sqs.receive_message(
+            QueueUrl=url,
+            MaxNumberOfMessages=10,
+            WaitTimeSeconds=1,
+            MessageSystemAttributeNames=["All"],
+            MessageAttributeNames=["All"],
+        )
+        if messages := answer.get("Messages"):
+            entries = [{"Id": str(n), "ReceiptHandle": each["ReceiptHandle"]} for n, each in enumerate(messages)]
             sqs.delete_message_batch(QueueUrl=url, Entries=entries)
-            messages -= len(entries)
-
-    return work, None
 
 
-def naive() -> tuple[Work, int]:
+def naive() -> None:
     """As people write it: one INSERT, one commit and one delete for each message."""
+    import boto3
+    import psycopg2
+
     sqs, connection = boto3.client("sqs"), psycopg2.connect("")
     url = sqs.get_queue_url(QueueName="login-queue")["QueueUrl"]
     insert = (
-        "insert into raw.sqs_messages (message_id, queue, body) values (%s, 'login-queue', %s) on conflict do nothing"
+        "insert into raw.sqs_messages (message_id, queue, body, load_id)"
+        " values (%s, 'login-queue', %s, raw.current_load_id()) on conflict do nothing"
     )
-
-    def work(messages: int) -> None:
-        while messages > 0:
-            for each in sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]:
-                with connection.cursor() as cursor:
-                    cursor.execute(insert, (each["MessageId"], each["Body"]))
-                connection.commit()
-                sqs.delete_message(QueueUrl=url, ReceiptHandle=each["ReceiptHandle"])
-                messages -= 1
-
-    return work, connection.info.backend_pid
+    while True:
+        answer = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, WaitTimeSeconds=1)
+        for each in answer.get("Messages", ()):
+            with connection.cursor() as cursor:
+                cursor.execute(insert, (each["MessageId"], each["Body"]))
+            connection.commit()
+            sqs.delete_message(QueueUrl=url, ReceiptHandle=each["ReceiptHandle"])
 
 
-def loader(workers: int, lean: bool = True) -> tuple[Work, int]:
-    database = Database()
-    database.open()
-    queue = Queue(*connect(workers * 2, lean), "login-queue")
+def mq_bridge(output: dict[str, object]) -> None:
+    """A consumer written in Rust, from PyPI."""
+    from mq_bridge import Route
 
-    def work(messages: int) -> None:
-        report = Report()
-        queue.say = database.say = report.say
-        run = Run(queue, database, report, workers=workers, max_messages=messages)
-        run.start()
-        run.wait()
-        assert report.counts["deleted"] == messages, report.result()
-
-    return work, database.connection.info.backend_pid
-
-
-def landing() -> tuple[Work, int]:
-    """The database's part of the loader alone, messages being there: COPY, INSERT, ledger, commit, 500 at a time."""
-    database = Database()
-    database.open()
-
-    def work(messages: int) -> None:
-        for start in range(0, messages, 500):
-            database.land("login-queue", made[start : start + 500])
-
-    made = [Message.of(message(n)) for n in range(int(sys.argv[2]))]
-    return work, database.connection.info.backend_pid
+    database = "postgres://{PGUSER}:{PGPASSWORD}@{PGHOST}:{PGPORT}/{PGDATABASE}".format(**os.environ)
+    queue = {
+        "queue_url": "http://127.0.0.1/000000000000/login-queue",
+        "endpoint_url": os.environ["AWS_ENDPOINT_URL"],
+        "region": os.environ["AWS_DEFAULT_REGION"],
+        "access_key": os.environ["AWS_ACCESS_KEY_ID"],
+        "secret_key": os.environ["AWS_SECRET_ACCESS_KEY"],
+        "max_messages": 10,
+        "wait_time_seconds": 1,
+    }
+    route = {
+        "input": {"aws": queue},
+        "output": {"sqlx": {"url": database} | output},
+        "batch_size": 500,
+        "concurrency": 8,
+    }
+    Route.from_config({"routes": {"logins": route}}, "logins").run()
 
 
-CONTESTANTS: dict[str, Callable[[], tuple[Work, int | None]]] = {
-    "bare boto3": bare,
+RUN: dict[str, Callable[[], None]] = {
+    BARE: bare,
     "naive": naive,
-    **{f"loader, {workers} workers": lambda workers=workers: loader(workers) for workers in (1, 4, 16, 32)},
-    "loader on boto3, 16 workers": lambda: loader(16, lean=False),
-    "landing alone": landing,
+    COPY: lambda: mq_bridge({"table": "bench.copied", "bulk_copy": True, "columns": "auto"}),
+    INSERT: lambda: mq_bridge(
+        {
+            "table": "bench.inserted",
+            "insert_query": "insert into bench.inserted (body) values (convert_from($1, 'utf8'))",
+        }
+    ),
 }
 
-
-def cpu_of(pid: int | None) -> float:
-    """User and system time of another process, in seconds."""
-    if pid is None:
-        return 0
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
-
-
-def main() -> None:
-    name, messages = sys.argv[1], int(sys.argv[2])
-    work, backend = CONTESTANTS[name]()
-    wall, client, server = time.perf_counter(), time.process_time(), cpu_of(backend)
-    work(messages)
-    result = {
-        "wall": time.perf_counter() - wall,
-        "client": time.process_time() - client,
-        "postgres": cpu_of(backend) - server,
-        "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-    print(json.dumps(result))
-
-
 if __name__ == "__main__":
-    main()
+    RUN[sys.argv[1]]()

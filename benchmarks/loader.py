@@ -1,4 +1,4 @@
-"""The loader beside a bare boto3 loop and the naive way, interleaved, on this machine: one table for each question."""
+"""The loader beside a bare boto3 loop, the naive way and mq-bridge, interleaved: one table for each question."""
 
 import json
 import os
@@ -7,45 +7,112 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
+import venv
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import click
 
-from benchmarks.contestants import CONTESTANTS
+from benchmarks.contestants import BARE, COPY, INSERT, TABLES, commands
 from local.stack import SUPERUSER, Stack
 
+ROOT = Path(__file__).parents[1]
+TICK = os.sysconf("SC_CLK_TCK")
+MQ_BRIDGE = "mq-bridge==1.2.0"
 REGION_LATENCY = 0.015  # seconds a call takes to SQS in the same region, about
-# One thread waits for most of its time then, so that fewer messages tell as much.
-FEWER = {"bare boto3": 10, "naive": 100, "loader, 1 workers": 10, "loader, 4 workers": 2}
+# Who waits for most of the time then, or is slow, tells as much with fewer messages.
+FEWER = {BARE: 10, "naive": 100, COPY: 10, INSERT: 10, "loader, 1 workers": 10, "loader, 4 workers": 2}
 
 
 class Bench:
-    def __init__(self, stack: Stack, url: str):
-        self.stack = stack
-        self.url = url
-        self.env = stack.program("loader_user") | {"AWS_ENDPOINT_URL": url}
+    def __init__(self, stack: Stack, url: str, commands: dict[str, list[str]]):
+        self.stack, self.url, self.commands = stack, url, commands
+        self.env = stack.program("loader_user") | {"AWS_ENDPOINT_URL": url, "PYTHONPATH": str(ROOT)}
 
     def measure(self, name: str, messages: int, latency: float, processes: int = 1) -> dict[str, float]:
-        """One run, on an empty table: messages a second, CPU in microseconds a message, memory in MiB."""
-        self.empty()
-        urllib.request.urlopen(f"{self.url}/?messages={messages}&latency={latency}").close()
-        command = [sys.executable, "-m", "benchmarks.contestants", name, str(messages // processes)]
-        runs = [subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE) for _ in range(processes)]
-        results = [json.loads(run.communicate()[0]) for run in runs]
+        """One run, on empty tables, from the first message asked for to the last one deleted; the start beside it.
+
+        messages a second, CPU in microseconds a message, memory in MiB, the start in seconds.
+        """
+        self.sql("truncate raw.sqs_messages, raw.loads, bench.copied, bench.inserted")
+        self.ask(f"?messages={messages}&latency={latency}")
+        began = time.monotonic()
+        runs = [
+            subprocess.Popen(self.commands[name], env=self.env, stdout=subprocess.DEVNULL, cwd=ROOT)
+            for _ in range(processes)
+        ]
+        try:
+            while not self.ask()["first"]:
+                self.wait(runs, 0.005)
+            before = self.cpu(runs)
+            while (told := self.ask())["unfinished"]:
+                self.wait(runs, 0.02)
+            after = self.cpu(runs)
+            rss = max(peak_of(run.pid) for run in runs)
+        finally:
+            for run in runs:
+                run.kill()
+                run.wait()
+        wall = told["last"] - told["first"]
+        client, postgres = (1e6 * (b - a) / messages for a, b in zip(before, after, strict=True))
         return {
-            "rate": messages / max(each["wall"] for each in results),
-            "client": sum(each["client"] for each in results) / messages * 1e6,
-            "postgres": sum(each["postgres"] for each in results) / messages * 1e6,
-            "cores": sum(each["client"] + each["postgres"] for each in results) / max(each["wall"] for each in results),
-            "rss": max(each["rss"] for each in results),
+            "rate": messages / wall,
+            "client": client,
+            "postgres": postgres,
+            "cores": client * messages / 1e6 / wall,
+            "rss": rss,
+            "start": told["first"] - began,
+            "start_cpu": before[0] / processes,
         }
 
-    def empty(self) -> None:
+    def wait(self, runs: list[subprocess.Popen], seconds: float) -> None:
+        if ended := [run for run in runs if run.poll() is not None]:
+            raise click.ClickException(f"{ended[0].args} ended before the queue was empty")
+        time.sleep(seconds)
+
+    def cpu(self, runs: list[subprocess.Popen]) -> tuple[float, float]:
+        """Seconds of the clients, and of the processes of PostgreSQL that serve them."""
+        with closing(self.stack.connect(SUPERUSER)) as connection, connection.cursor() as cursor:
+            cursor.execute("select pid from pg_stat_activity where usename = 'loader_user'")
+            backends = [pid for (pid,) in cursor.fetchall()]
+        return sum(cpu_of(run.pid) for run in runs), sum(map(cpu_of, backends))
+
+    def ask(self, question: str = "") -> dict[str, float]:
+        with urllib.request.urlopen(f"{self.url}/{question}") as answer:
+            return json.load(answer)
+
+    def sql(self, statement: str) -> None:
         with closing(self.stack.connect(SUPERUSER)) as connection, connection, connection.cursor() as cursor:
-            cursor.execute("truncate raw.sqs_messages, raw.loads")
+            cursor.execute(statement)
+
+
+def cpu_of(pid: int) -> float:
+    """User and system time of another process, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def peak_of(pid: int) -> float:
+    """The most memory that a process has had so far, in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def environment_of_mq_bridge() -> str | None:
+    """The Python of an environment of its own, since the project does not need it; made where there is none."""
+    folder = Path(sys.prefix) / "mq-bridge"
+    python = folder / "bin" / "python"
+    if not python.exists():
+        click.echo(f"Installing {MQ_BRIDGE} into {folder} ...", err=True)
+        venv.create(folder, with_pip=True)
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", MQ_BRIDGE]
+    if subprocess.run(install).returncode:
+        click.echo("mq-bridge cannot be installed here, and is left out.", err=True)
+        return None
+    return str(python)
 
 
 @contextmanager
@@ -55,12 +122,14 @@ def bench() -> Iterator[Bench]:
         Path(tempfile.mkdtemp(prefix="masked-logins-bench-")), pg_port=0, sqs_port=0,
         settings={"fsync": "on", "full_page_writes": "on"},
     )  # fmt: skip
-    stub = subprocess.Popen([sys.executable, "-m", "benchmarks.sqs_stub"], stdout=subprocess.PIPE, text=True)
+    stub = subprocess.Popen([sys.executable, "-m", "benchmarks.sqs_stub"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         stack.up()
         migrate = [sys.executable, "-m", "migrations"]
-        subprocess.run(migrate, env=stack.program("migrator"), check=True, stdout=subprocess.DEVNULL)
-        yield Bench(stack, stub.stdout.readline().strip())
+        subprocess.run(migrate, env=stack.program("migrator"), check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+        here = Bench(stack, stub.stdout.readline().strip(), commands(environment_of_mq_bridge()))
+        here.sql(TABLES)
+        yield here
     finally:
         stub.terminate()
         stub.wait()
@@ -69,12 +138,15 @@ def bench() -> Iterator[Bench]:
         shutil.rmtree(stack.folder, ignore_errors=True)
 
 
-HEADS = ("", "messages/s", "x", "client us", "PostgreSQL us", "CPU, x", "cores", "MiB")
-FORM = "{:<28} {:>24} {:>6} {:>16} {:>14} {:>7} {:>6} {:>4}"
+HEADS = ("", "messages/s", "x", "client us", "x", "PostgreSQL us", "cores", "MiB", "start s", "CPU s")
+FORM = "{:<28} {:>24} {:>6} {:>16} {:>6} {:>14} {:>6} {:>4} {:>8} {:>6}"
 
 
 def show(title: str, rows: dict[str, list[dict[str, float]]]) -> None:
-    """A table; what is x of something is so of the first row. CPU time is by message, in microseconds."""
+    """A table; what is x of something is so of the first row. CPU time is by message, in microseconds.
+
+    `start` is the time from the command to the first message asked for, and the CPU that it takes.
+    """
     click.echo(f"\n{title}\n\n{FORM.format(*HEADS)}")
     median = {
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in rows.items()
@@ -88,10 +160,12 @@ def show(title: str, rows: dict[str, list[dict[str, float]]]) -> None:
                 spread(runs, "rate"),
                 f"{of['rate'] / first['rate']:.2f}",
                 spread(runs, "client"),
+                f"{of['client'] / first['client']:.2f}",
                 spread(runs, "postgres"),
-                f"{(of['client'] + of['postgres']) / (first['client'] + first['postgres']):.2f}",
                 f"{of['cores']:.2f}",
                 f"{of['rss']:.0f}",
+                f"{of['start']:.2f}",
+                f"{of['start_cpu']:.2f}",
             )
         )
 
@@ -113,10 +187,10 @@ def main(messages: int, repetitions: int, longest: int) -> None:
     """
     with bench() as here:
         for latency in (0.0, REGION_LATENCY):
-            rows = {name: [] for name in CONTESTANTS if not (latency and name == "landing alone")}
+            rows = {name: [] for name in here.commands}
             for _ in range(repetitions):
                 for name, runs in rows.items():
-                    share = FEWER.get(name, 1) if latency else {"naive": 10}.get(name, 1)
+                    share = FEWER.get(name, 1) if latency or name == "naive" else 1
                     runs.append(here.measure(name, messages // share, latency))
             show(f"{messages:,} messages, {latency * 1000:.0f} ms added to each call", rows)
         rows = {f"{n:,} in the queue": [] for n in (longest // 100, longest // 10, longest)}

@@ -1,7 +1,7 @@
 """Stands in for SQS in the measurements: does what a loader needs, in the same time for any number of messages.
 
 It is no emulator. `python -m benchmarks.sqs_stub` prints its URL; `GET /?messages=20000&latency=0.015` fills it, and
-sets the seconds that each call takes; `GET /` tells how many messages wait and how many are in flight.
+sets the seconds that each call takes; `GET /` tells how many messages are not deleted yet, and when it all happened.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import sys
+import time
 from urllib.parse import parse_qsl, urlsplit
 
 HEAD = "\r\n".join(
@@ -31,8 +32,10 @@ class Queue:
         self.waiting = iter(range(messages))
         self.left, self.latency = messages, latency
         self.in_flight: set[int] = set()
+        self.first = self.last = 0.0  # when the first message was asked for, and the last one deleted
 
     def receive(self, request: dict) -> dict:
+        self.first = self.first or time.monotonic()
         numbers = list(itertools.islice(self.waiting, request["MaxNumberOfMessages"]))
         self.left -= len(numbers)
         self.in_flight.update(numbers)
@@ -40,6 +43,7 @@ class Queue:
 
     def delete(self, entries: list[dict]) -> dict:
         self.in_flight.difference_update(int(each["ReceiptHandle"].split("-")[0]) for each in entries)
+        self.last = time.monotonic()
         return {"Successful": [{"Id": each["Id"]} for each in entries]}
 
     def answer(self, operation: str, request: dict) -> dict:
@@ -55,7 +59,7 @@ class Queue:
                 return {"QueueUrl": "http://127.0.0.1/000000000000/login-queue"}
             case "GetQueueAttributes":
                 return {"Attributes": QUEUE}
-        return {"Successful": []}
+        return {"Successful": [{"Id": each["Id"]} for each in request["Entries"]]}
 
 
 def message(number: int) -> dict:
@@ -94,7 +98,10 @@ class Connection(asyncio.Protocol):
             answer, latency = control(line.split()[1]), 0.0
         else:
             operation = headers["x-amz-target"].rpartition(".")[2]
-            answer, latency = self.queue.answer(operation, json.loads(body[:size])), self.queue.latency
+            request = json.loads(body[:size])
+            answer, latency = self.queue.answer(operation, request), self.queue.latency
+            if operation == "ReceiveMessage" and not answer:
+                latency += request.get("WaitTimeSeconds", 0)  # none comes while it waits
         content = json.dumps(answer)
         raw = (HEAD.format(len(content)) + content).encode()
         if latency:
@@ -106,7 +113,8 @@ class Connection(asyncio.Protocol):
 def control(target: str) -> dict:
     if asked := dict(parse_qsl(urlsplit(target).query)):
         Connection.queue = Queue(int(asked["messages"]), float(asked["latency"]))
-    return {"left": Connection.queue.left, "in_flight": len(Connection.queue.in_flight)}
+    queue = Connection.queue
+    return {"unfinished": queue.left + len(queue.in_flight), "first": queue.first, "last": queue.last}
 
 
 async def serve() -> None:

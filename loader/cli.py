@@ -1,5 +1,6 @@
 """The command line."""
 
+import gc
 import os
 import signal
 import sys
@@ -8,11 +9,12 @@ from datetime import timedelta
 import click
 
 from loader import errors
+from loader.aws import connect
 from loader.doctor import examine
 from loader.land import Database
 from loader.load import Run
 from loader.report import Report
-from loader.sqs import Queue, connect
+from loader.sqs import Queue
 from loader.status import Status, screen, to_json
 
 # A fixed width, because the README shows this text.
@@ -53,7 +55,7 @@ def queue_options(command):
 @setting("--follow", is_flag=True, help="Do not end when the queue is drained; wait for more.")
 @setting("--max-messages", type=click.IntRange(1), help="End after receiving so many.")
 @setting("--max-seconds", type=click.FloatRange(0, min_open=True), help="End after so long.")
-@setting("--workers", default=16, type=click.IntRange(1, 64), help="How many receive, land and delete at a time.")
+@setting("--workers", default=16, type=click.IntRange(1, 64), help="How many calls to SQS are made at a time.")
 @setting("--flush", default=500, type=click.IntRange(1, 10_000), help="How many messages a transaction has at most.")
 @setting("--give-up-after", default=300.0, type=click.FloatRange(0), help="Seconds that a fault may last.")
 @setting(
@@ -61,24 +63,29 @@ def queue_options(command):
 )
 @setting("--log-format", default="text", type=click.Choice(["text", "json"]), help="Of the log, on stderr.")
 @setting("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics here.")
-def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port, **bounds):
+@setting("--metrics-host", default="127.0.0.1", help="The address for that; 0.0.0.0 or :: for other machines.")
+def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port, metrics_host, **bounds):
     """Receives messages, lands them in raw.sqs_messages, commits, deletes them. Ends when the queue is drained.
 
     Prints one line: received = landed + duplicates + refused + returned. Ctrl-C or SIGTERM ends it in good order; a
     second one at once, and nothing is lost by that either. On a terminal, a line shows how far it is.
     """
     end_on_signals()
-    report = Report(log_format, progress=sys.stderr.isatty() and log_format == "text")
+    shown = (queue_url or queue_name).strip().rstrip("/").rpartition("/")[2]
+    report = Report(log_format, progress=sys.stderr.isatty() and log_format == "text", queue=shown)
+    report.show_progress()
     database = Database(give_up_after)
     database.open()
-    queue = Queue(*connect(bounds["workers"] * 2, client == "lean"), queue_name, queue_url, give_up_after)
+    queue = Queue(connect(bounds["workers"] * 2, client == "lean", queue_url), queue_name, queue_url, give_up_after)
     queue.say = database.say = report.say
     run = Run(queue, database, report, **bounds, watched=report.progress or metrics_port is not None)
     if metrics_port:
         from loader import metrics
 
-        metrics.serve(run, metrics_port)
+        metrics.serve(run, metrics_host, metrics_port)
     stop_on_signals(run)
+    gc.freeze()  # what is there by now stays; and messages are in no cycles,
+    gc.set_threshold(50_000)  # so that looking for some is not worth a tenth of the time
     run.start()
     try:
         run.wait()
@@ -111,7 +118,7 @@ def stop_on_signals(run: Run) -> None:
 @queue_options
 def redrive(queue_name, queue_url):
     """Moves the messages of the dead-letter queue back to the queue, by SQS's own StartMessageMoveTask."""
-    queue = Queue(*connect(1, lean=False), queue_name, queue_url)
+    queue = Queue(connect(1, queue_url=queue_url), queue_name, queue_url)
     for task in queue.redrive():
         moved, total = task.get("ApproximateNumberOfMessagesMoved", 0), task.get("ApproximateNumberOfMessagesToMove", 0)
     if task["Status"] != "COMPLETED":
@@ -142,7 +149,7 @@ def status(ctx, queue_name, queue_url, max_lag, json):
 def doctor(queue_name, queue_url, flush):
     """Checks all that a load depends on, one line each, with the remedy. Lands a made-up batch, and rolls it back."""
     failed = 0
-    for check in examine(lambda: Queue(*connect(1), queue_name, queue_url), Database(), flush):
+    for check in examine(lambda: Queue(connect(1, queue_url=queue_url), queue_name, queue_url), Database(), flush):
         click.echo(str(check))
         failed += not check.well
     if failed:

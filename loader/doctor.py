@@ -1,14 +1,13 @@
 """`loader doctor`: looks at everything a load depends on, changes nothing, and says what to do about what is wrong."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
-from loader.errors import LoaderError
-from loader.land import Away, Database, Refused, insert
-from loader.sqs import Message, Queue
+from loader.errors import LoaderError, SequenceBehind
+from loader.land import Away, Database, Refused, insert, made_up
+from loader.sqs import Queue, redrive_policy
 from loader.status import age_of_oldest, span
 
 ENOUGH_RECEIVES = 3  # a loader that is killed, or a message released on shutdown, costs one
@@ -52,11 +51,14 @@ def examine(open_queue: Callable[[], Queue], database: Database, flush: int) -> 
         version = database.connection.server_version // 10000
         yield Check("database", True, f"{database.connection.info.dbname}, PostgreSQL {version}")
         yield Check("migrations", True, "what landing needs is there, and may be used")
+        yield Check("ledger", True, f"at load {database.newest}, and the sequence of loads is not behind it")
         with database.transaction() as cursor:
             yield grants(cursor)
             yield keys(cursor)
         if queue:
             yield visibility(queue, seconds_to_land(database, flush), flush)
+    except SequenceBehind as error:
+        yield Check("ledger", False, str(error))
     except LoaderError as error:
         yield Check("database", False, str(error))
     except (Away, Refused) as error:
@@ -64,21 +66,20 @@ def examine(open_queue: Callable[[], Queue], database: Database, flush: int) -> 
 
 
 def dead_letters(queue: Queue, attributes: dict[str, str]) -> Check:
-    policy = json.loads(attributes.get("RedrivePolicy") or "{}")
-    if not policy:
+    dead, receives = queue.dead_letters(attributes)
+    if not dead:
         return Check(
             "dead-letter queue", False,
             f"{queue.name} has none, so that a message PostgreSQL refuses comes again until it expires: "
             "set a RedrivePolicy with maxReceiveCount 5",
         )  # fmt: skip
-    receives, name = int(policy["maxReceiveCount"]), policy["deadLetterTargetArn"].rpartition(":")[2]
+    name = dead.name
     if receives < ENOUGH_RECEIVES:
         return Check(
             "dead-letter queue", False,
             f"maxReceiveCount is {receives}, so that loaders which are killed send good messages to {name}: "
             "set 5 in the RedrivePolicy",
         )  # fmt: skip
-    dead = queue.beside(name)
     if waiting := dead.backlog(dead.attributes()):
         return Check(
             "dead-letter queue", False,
@@ -91,7 +92,7 @@ def retention(queue: Queue, attributes: dict[str, str]) -> Check:
     kept = timedelta(seconds=int(attributes["MessageRetentionPeriod"]))
     if not queue.backlog(attributes):
         return Check("retention", True, f"messages are kept for {span(kept)}, and none waits")
-    if (age := age_of_oldest(queue.name) or age_of_some(queue, attributes)) is None:
+    if (age := age_of_oldest(queue) or age_of_some(queue, attributes)) is None:
         return Check("retention", True, f"messages are kept for {span(kept)}; how old the oldest is, nobody tells")
     finding = f"messages are kept for {span(kept)}, the oldest has waited for {span(age)}"
     if age > kept / 2:
@@ -101,8 +102,7 @@ def retention(queue: Queue, attributes: dict[str, str]) -> Check:
 
 def age_of_some(queue: Queue, attributes: dict[str, str]) -> timedelta | None:
     """Of the oldest of ten, where CloudWatch does not tell. Looking counts as a receive: not where few are allowed."""
-    policy = json.loads(attributes.get("RedrivePolicy") or "{}")
-    if int(policy.get("maxReceiveCount", ENOUGH_RECEIVES)) < ENOUGH_RECEIVES:
+    if int(redrive_policy(attributes).get("maxReceiveCount", ENOUGH_RECEIVES)) < ENOUGH_RECEIVES:
         return None
     sent = [int(each.sent_at) / 1000 for each in queue.peek() if each.sent_at]
     return timedelta(seconds=time.time() - min(sent)) if sent else None
@@ -117,7 +117,7 @@ def visibility(queue: Queue, seconds: float, flush: int) -> Check:
 
 def seconds_to_land(database: Database, flush: int) -> float:
     """Measured with made-up messages in a transaction that is rolled back."""
-    messages = [Message(f"doctor-{n}", "", "x" * 200, "0", "1", None, None, None) for n in range(flush)]
+    messages = made_up(flush)
     began = time.monotonic()
     with database.transaction() as cursor:
         insert(cursor, "doctor", messages)

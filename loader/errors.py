@@ -55,10 +55,10 @@ class NoQueue(LoaderError):
 
 
 class NoCredentials(LoaderError):
-    """No valid AWS credentials: {reason}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the
-    machine a role."""
+    """No valid AWS credentials: {reason}. {remedy}."""
 
     exit_status, meaning = 7, "no AWS credentials, or they expired"
+    remedy = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role"
 
 
 class NoSqs(LoaderError):
@@ -120,6 +120,32 @@ class Refused(LoaderError):
     """Refused by PostgreSQL: {reason}."""
 
     exit_status, meaning = 16, "PostgreSQL refused for another reason"
+
+
+class WrongClock(LoaderError):
+    """The clock of this machine is not that of AWS: {operation} answers {reason}. Set it by NTP."""
+
+    exit_status, meaning = 17, "this machine's clock is wrong, so that AWS takes no signature of it"
+
+
+class KeyUnusable(LoaderError):
+    """SQS cannot use the KMS key of {queue}: {reason}. Enable that key, or set another one for the queue."""
+
+    exit_status, meaning = 18, "the queue's KMS key is disabled or deleted"
+
+
+class NothingLands(LoaderError):
+    """PostgreSQL refuses whatever is landed, so that no message is to blame: {reason}. Nothing is lost: what was held
+    is back on the queue. Mend the cause, which `python -m loader doctor` shows too."""
+
+    exit_status, meaning = 19, "PostgreSQL refuses every message: what is wrong is no message's fault"
+
+
+class SequenceBehind(LoaderError):
+    """The sequence raw.load_id_seq is at {sequence}, behind the ledger raw.loads at {ledger}: dbt would never read what
+    lands now. As pipeline_owner: select setval('raw.load_id_seq', (select max(load_id) from raw.loads))."""
+
+    exit_status, meaning = 20, "raw.load_id_seq is behind raw.loads, after a restore for one"
 
 
 def exit_statuses() -> str:

@@ -2,30 +2,32 @@
 
 import io
 import itertools
+import math
 import random
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import psycopg2
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
 
 from loader import errors, postgres
 from loader.postgres import connection_failure as first_line  # noqa: F401  migrations/ takes it from here
 from loader.sqs import Message
 
-# Text columns, so that no line of COPY can be bad: PostgreSQL would write a bad line into its log.
-INCOMING = """
+# All of it ends with the transaction: behind PgBouncer, the next one may run in another session. A deleted message has
+# to be on disk; where the server is set to promise more than that, it stays so. Text columns, so that no line of COPY
+# can be bad: PostgreSQL would write a bad line into its log.
+PREPARE = """
+    select set_config('synchronous_commit', 'on', true) where current_setting('synchronous_commit') = 'off';
     create temporary table incoming (
         message_id text, body text, sent_at text, receive_count text,
         message_group_id text, sequence_number text, attributes text
-    ) on commit delete rows
-"""
-
-# A deleted message has to be on disk. Where the server is set to promise more than that, it stays so.
-DURABLE = """
-    select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'
+    ) on commit drop
 """
 
 # In a fixed order, so that two loaders that hold the same messages do not deadlock, and groups of a FIFO queue keep
@@ -51,6 +53,22 @@ RECORD = """
 """
 
 
+# The ledger is read as of the statement's beginning and the sequence as it is, so that it can only be ahead.
+LEDGER = """
+    select
+        coalesce(max(load_id), 0),
+        (select last_value - (not is_called)::integer from raw.load_id_seq)
+    from raw.loads
+"""
+
+NULL = "\\N"
+
+# What may be the fault of a message. The text of these may quote one, so they are only named.
+DATA_ERRORS = ("22", "23", "44", "54", "P0")
+# What a smaller batch may not run into: a timeout of the statement or transaction, or memory.
+SIZE_ERRORS = ("57014", "25P04", "53200")
+
+
 class Refused(Exception):
     """PostgreSQL refuses something in this batch. Says the name of its error, never the value."""
 
@@ -61,6 +79,10 @@ class Away(Exception):
     def __init__(self, trouble: errors.LoaderError):
         super().__init__(trouble)
         self.trouble = trouble
+
+
+class TooMuch(Away):
+    """It could not be done in one statement; half of it may be."""
 
 
 @dataclass
@@ -92,7 +114,9 @@ class Database:
         self.there = threading.Event()  # cleared while the database is away: nothing is received meanwhile
         self.say = lambda event, **details: None
         self.turn = threading.Lock()
-        self.connection = None
+        self.connection: Connection | None = None
+        self.newest = 0  # number in the ledger; the next is above it, or dbt would never read what it brings
+        self.most: float = math.inf  # messages that are worth trying to land in one statement
 
     def open(self) -> None:
         """Connects, and makes sure of all that landing needs, before the first message is received."""
@@ -104,20 +128,28 @@ class Database:
 
     def land(self, queue: str, messages: list[Message]) -> Landing:
         """Lands what can be landed. A message that is refused is found by halving, and keeps no other one out."""
-        try:
-            landed = self.land_together(queue, messages)
-        except Refused as refusal:
-            if len(messages) == 1:
-                return Landing(refused=[(messages[0], str(refusal))])
-            half = len(messages) // 2
-            first = self.land(queue, messages[:half])
-            broken = {each.ordered_in for each, _ in first.refused} | {each.ordered_in for each in first.held_back}
-            broken.discard(None)
-            rest = [each for each in messages[half:] if each.ordered_in not in broken]
-            held_back = [each for each in messages[half:] if each.ordered_in in broken]
-            return first + (self.land(queue, rest) if rest else Landing()) + Landing(held_back=held_back)
-        received = sum(each.deliveries for each in messages)
-        return Landing(durable=messages, landed=landed, duplicates=received - landed)
+        if len(messages) <= self.most:
+            try:
+                landed = self.land_together(queue, messages)
+            except TooMuch:
+                if self.stopping.is_set():
+                    raise
+                self.most = len(messages) // 2
+            except Refused as refusal:
+                if len(messages) == 1:
+                    self.make_sure_that_others_land(queue, refusal)
+                    return Landing(refused=[(messages[0], str(refusal))])
+            else:
+                self.most += len(messages) // 8 + 1
+                received = sum(each.deliveries for each in messages)
+                return Landing(durable=messages, landed=landed, duplicates=received - landed)
+        half = len(messages) // 2
+        first = self.land(queue, messages[:half])
+        broken = {each.ordered_in for each, _ in first.refused} | {each.ordered_in for each in first.held_back}
+        broken.discard(None)
+        rest = [each for each in messages[half:] if each.ordered_in not in broken]
+        held_back = [each for each in messages[half:] if each.ordered_in in broken]
+        return first + (self.land(queue, rest) if rest else Landing()) + Landing(held_back=held_back)
 
     def land_together(self, queue: str, messages: list[Message]) -> int:
         """Lands all or none, and tells how many were new. While the database is away, tries again."""
@@ -129,13 +161,25 @@ class Database:
                     if in_doubt and landed == 0 and is_in_ledger(cursor, in_doubt[0]):
                         cursor.connection.rollback()  # the commit whose answer was lost did hold: no second ledger row
                         return in_doubt[1]
+                    if load_id <= self.newest:
+                        raise errors.SequenceBehind(sequence=load_id, ledger=self.newest)
                     in_doubt = load_id, landed
+                self.newest = load_id
                 return landed
             except Away as away:
                 away_since = away_since or time.monotonic()
-                if self.stopping.is_set():
+                if self.stopping.is_set() or (isinstance(away, TooMuch) and len(messages) > 1):
                     raise
                 self.wait_for_it(away, away_since, attempt)
+
+    def make_sure_that_others_land(self, queue: str, refusal: Refused) -> None:
+        """By a made-up message, rolled back. What is refused as well says nothing against the one at hand."""
+        try:
+            with self.transaction() as cursor:
+                insert(cursor, queue, made_up(1))
+                cursor.connection.rollback()
+        except Refused:
+            raise errors.NothingLands(reason=refusal) from None
 
     def look(self) -> None:
         """Makes sure of a database that nobody uses just now; waits for it, and gives up on it, as who lands does."""
@@ -162,21 +206,26 @@ class Database:
         """A cursor for one transaction, committed at the end. No error leaves a connection that cannot be used."""
         with self.turn:
             try:
-                self.connection = self.connection or connect()
+                if not self.connection:
+                    self.connection, self.newest = connect()
                 with self.connection.cursor() as cursor:
                     yield cursor
                 self.connection.commit()
                 self.there.set()
             except psycopg2.Error as error:
                 trouble = explained(error)
-                if isinstance(trouble, Refused):
+                if isinstance(trouble, (Refused, TooMuch)):
                     with suppress(psycopg2.Error):
                         self.connection.rollback()
                     self.there.set()
                 else:
                     self.there.clear()
+                if not isinstance(trouble, Refused):
                     self.disconnect()
                 raise trouble from None
+            except BaseException:
+                self.disconnect()
+                raise
 
     def disconnect(self) -> None:
         connection, self.connection = self.connection, None
@@ -190,8 +239,8 @@ class Database:
             self.connection.cancel()
 
 
-def connect():
-    """A connection with the table to copy into, on which landing is known to be possible."""
+def connect() -> tuple[Connection, int]:
+    """A connection on which landing is known to be possible, and the newest number in the ledger."""
     connection = postgres.connect(
         "loader",
         client_encoding="UTF8",
@@ -199,28 +248,46 @@ def connect():
         tcp_user_timeout=60_000,
     )
     with connection.cursor() as cursor:
-        cursor.execute(DURABLE)
-        cursor.execute(INCOMING)
+        cursor.execute(PREPARE)
         cursor.execute("explain " + LAND, {"queue": ""})  # fails where a table or a grant is missing
         cursor.execute("explain " + RECORD, {"queue": "", "received": 0, "landed": 0})
+        cursor.execute(LEDGER)
+        newest, sequence = cursor.fetchone()
     connection.commit()
-    return connection
+    if sequence < newest:
+        connection.close()
+        raise errors.SequenceBehind(sequence=sequence, ledger=newest)
+    return connection, newest
 
 
-def insert(cursor, queue: str, messages: list[Message]) -> tuple[int, int]:
+def insert(cursor: Cursor, queue: str, messages: list[Message]) -> tuple[int, int]:
     """Inserts what is new, and the row in the ledger; tells that row's id, and how many messages were new."""
     lines = io.BytesIO("".join(map(copy_line, messages)).encode("utf-8", "surrogatepass"))
+    cursor.execute(PREPARE)
     cursor.copy_expert("copy pg_temp.incoming from stdin", lines)
     cursor.execute(LAND, {"queue": queue})
     landed = cursor.rowcount
-    cursor.execute(RECORD, {"queue": queue, "received": sum(each.deliveries for each in messages), "landed": landed})
+    received = sum(each.deliveries for each in messages)
+    try:
+        cursor.execute(RECORD, {"queue": queue, "received": received, "landed": landed})
+    except psycopg2.Error as error:
+        if (error.pgcode or "").startswith(DATA_ERRORS):  # no message is to blame for what the ledger refuses
+            raise errors.NothingLands(reason=f"raw.loads: {postgres.name_of(error)}") from None
+        raise
     return cursor.fetchone()[0], landed
 
 
+def made_up(number: int) -> list[Message]:
+    """Messages like many, for a transaction that is rolled back."""
+    now = str(round(time.time() * 1000))
+    return [Message(f"made-up-{uuid.uuid4()}", "", "x" * 200, now, "1", None, None, None) for _ in range(number)]
+
+
 def copy_line(message: Message) -> str:
+    """What are numbers in there, Message.of has made sure of."""
     return (
-        f"{copy_text(message.id)}\t{copy_text(message.body)}\t{copy_text(message.sent_at)}\t"
-        f"{copy_text(message.receive_count)}\t{copy_text(message.group_id)}\t{copy_text(message.sequence_number)}\t"
+        f"{copy_text(message.id)}\t{copy_text(message.body)}\t{message.sent_at or NULL}\t"
+        f"{message.receive_count or NULL}\t{copy_text(message.group_id)}\t{copy_text(message.sequence_number)}\t"
         f"{copy_text(message.attributes)}\n"
     )
 
@@ -228,8 +295,12 @@ def copy_line(message: Message) -> str:
 def copy_text(value: str | None) -> str:
     """A value as COPY's text format has it: four characters mean something there."""
     if value is None:
-        return "\\N"
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+        return NULL
+    if "\\" in value:
+        value = value.replace("\\", "\\\\")
+    if value.isprintable():  # the other three are not
+        return value
+    return value.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
 def is_in_ledger(cursor, load_id: int) -> bool:
@@ -238,8 +309,11 @@ def is_in_ledger(cursor, load_id: int) -> bool:
 
 
 def explained(error: psycopg2.Error) -> Exception:
-    """What an error of PostgreSQL is to the loader. Those of the first group may quote a message, so are only named."""
-    if (error.pgcode or "")[:2] in ("22", "23", "44", "54", "P0"):
+    """What an error of PostgreSQL is to the loader."""
+    state = error.pgcode or ""
+    if state.startswith(DATA_ERRORS):
         return Refused(postgres.name_of(error))
     trouble = postgres.explain(error, "Grant the role loader to this login")
-    return trouble if isinstance(trouble, (errors.NotPermitted, errors.NotMigrated)) else Away(trouble)
+    if isinstance(trouble, (errors.NotPermitted, errors.NotMigrated)):
+        return trouble
+    return TooMuch(trouble) if state in SIZE_ERRORS else Away(trouble)

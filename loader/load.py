@@ -1,5 +1,6 @@
 """The way of a message: receive, land, commit, delete. Every worker does all of it; one thread keeps what they hold."""
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -7,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
+from loader.aws import LONG_POLL
 from loader.errors import LoaderError
 from loader.land import Away, Database
 from loader.report import LOOK_EVERY, Report
-from loader.sqs import BATCH, KINDS, LONG_POLL, MAX_VISIBILITY, Message, Queue
+from loader.sqs import BATCH, KINDS, MAX_VISIBILITY, Message, Queue
 
 FLUSH_BYTES = 4 * 1024 * 1024
 GRACE = 5  # seconds that a flush in hand is given, once the loader is told to stop
@@ -32,7 +34,7 @@ def work(run: "Run") -> None:
     except BaseException as error:
         run.fail(error)
     finally:
-        run.queue.hang_up()
+        run.queue.client.hang_up()
         run.leave()
 
 
@@ -46,9 +48,30 @@ def receive(run: "Run", batch: "Batch") -> bool:
         messages = run.poll(most, waiting=not batch.messages)
         batch.add(messages, now)
         run.count_received(len(messages), most)
-        if not messages:
+        if not messages or not receive_at_once(run, batch):
             break
     return asked
+
+
+def receive_at_once(run: "Run", batch: "Batch") -> bool:
+    """Where one call brought messages, several will. False when one of them brings nothing."""
+    asked_for, more = 0, run.at_once > 1
+
+    def numbers() -> Iterator[int]:
+        nonlocal asked_for
+        while more and run.goes_on() and not batch.is_full(run) and run.database.there.is_set():
+            most = run.reserve(min(BATCH, run.flush - len(batch.messages) - asked_for))
+            if most <= 0:
+                return
+            asked_for += most
+            yield most
+
+    for most, messages in run.queue.receive_more(numbers(), run.at_once):
+        asked_for -= most
+        batch.add(messages, time.monotonic())
+        run.count_received(len(messages), most)
+        more = more and bool(messages)
+    return more or run.at_once == 1
 
 
 def land_and_delete(run: "Run", batch: "Batch") -> bool:
@@ -60,7 +83,7 @@ def land_and_delete(run: "Run", batch: "Batch") -> bool:
         return False  # a commit that waited for a standby answers as if one had it, and may be here alone: hand back
     batch.messages, batch.durable = {each.id: each for each in landing.durable}, True
     try:
-        run.report.add(deleted=run.queue.delete(landing.durable))
+        run.report.add(deleted=run.queue.delete(landing.durable, run.at_once))
     finally:
         batch.messages = {}
     return bool(landing.durable)
@@ -137,15 +160,18 @@ class Run:
         watched: bool = False,
     ):
         self.queue, self.database, self.report = queue, database, report
-        self.workers, self.flush, self.follow, self.max_seconds = workers, flush, follow, max_seconds
+        self.workers = max(min(workers, 4), math.ceil(workers / queue.client.at_once))  # threads
+        self.at_once = math.ceil(workers / self.workers)  # calls that each of them makes
+        self.flush, self.follow, self.max_seconds = flush, follow, max_seconds
         self.watched = watched
+        report.queue = queue.name
         self.stopping = queue.stopping = database.stopping = threading.Event()
         self.over = threading.Event()  # all workers have left
         self.error: BaseException | None = None
         self.batches: set[Batch] = set()
         self.changed = threading.Condition()
         self.door = threading.Lock()
-        self.active = workers
+        self.active = self.workers
         self.idle: set[int] = set()  # workers that hold nothing and whose last long poll brought nothing
         self.drained = self.cancelled = False
         self.left = float("inf") if max_messages is None else max_messages

@@ -17,39 +17,39 @@ class Metrics:
         self.run = run
 
     def collect(self) -> Iterator[Metric]:
-        report = self.run.report
+        report, queue = self.run.report, [self.run.report.queue]
+        gauges = {
+            "in_flight": (
+                "Messages held: received, not yet landed and deleted.",
+                sum(len(batch.messages) for batch in list(self.run.batches)),
+            ),
+            "backlog": ("Messages on the queue, about, in flight or not.", report.backlog),
+            "oldest_message_seconds": ("Age of the oldest message landed last; 0 without a backlog.", report.oldest),
+            "last_success_timestamp_seconds": ("When messages were last landed.", report.last_success),
+            "database_up": ("Whether the database takes messages.", int(self.run.database.there.is_set())),
+        }
+        families: list[Metric] = []
         for name, help_text in COUNTS.items():
-            yield CounterMetricFamily(f"loader_{name}", help_text, report.counts[name])
-        in_flight = sum(len(batch.messages) for batch in list(self.run.batches))
-        yield GaugeMetricFamily("loader_in_flight", "Messages held: received, not yet landed and deleted.", in_flight)
-        yield GaugeMetricFamily("loader_backlog", "Messages on the queue, about, in flight or not.", report.backlog)
-        yield GaugeMetricFamily(
-            "loader_oldest_message_seconds",
-            "Age of the oldest message landed last; 0 without a backlog.",
-            report.oldest,
-        )
-        yield GaugeMetricFamily(
-            "loader_last_success_timestamp_seconds", "When messages were last landed.", report.last_success
-        )
-        yield GaugeMetricFamily(
-            "loader_database_up", "Whether the database takes messages.", int(self.run.database.there.is_set())
-        )
+            families.append(counter := CounterMetricFamily(f"loader_{name}", help_text, labels=["queue"]))
+            counter.add_metric(queue, report.counts[name])
+        for name, (help_text, value) in gauges.items():
+            families.append(gauge := GaugeMetricFamily(f"loader_{name}", help_text, labels=["queue"]))
+            gauge.add_metric(queue, value)
         counted = [sum(report.flushes[: i + 1]) for i in range(len(report.flushes))]
         bounds = [*map(str, FLUSH_BOUNDS), "+Inf"]
-        yield HistogramMetricFamily(
-            "loader_flush_seconds",
-            "Time to land a batch, retries included.",
-            buckets=list(zip(bounds, counted, strict=True)),
-            sum_value=report.flush_seconds,
+        histogram = HistogramMetricFamily(
+            "loader_flush_seconds", "Time to land a batch, retries included.", labels=["queue"]
         )
+        histogram.add_metric(queue, list(zip(bounds, counted, strict=True)), report.flush_seconds)
+        yield from [*families, histogram]
 
 
-def serve(run, port: int) -> None:
+def serve(run, host: str, port: int) -> None:
     registry = CollectorRegistry()
     registry.register(Metrics(run))
     try:
-        start_http_server(port, registry=registry)
+        start_http_server(port, host, registry)
     except OSError as error:
         raise BadSetting(
-            problem=f"No metrics on port {port}: {error.strerror}. Choose another --metrics-port."
+            problem=f"No metrics on port {port} of {host}: {error.strerror}. Choose another --metrics-port, or host."
         ) from None

@@ -37,6 +37,7 @@ MEANINGS: dict[str, type[errors.LoaderError]] = {
 TOO_MANY = re.compile(r"too many (clients|connections)|remaining connection slots")
 NOT_YET = re.compile(r"starting up|shutting down|in recovery mode|not yet accepting")
 TLS = re.compile(r"SSL|certificate|encryption")
+NO_CONNECT = re.compile(r"permission denied for database")  # which migrations/ grants to every role
 REMEDIES = {
     NOT_YET: "Try again in a moment",
     TLS: "Check PGSSLMODE (unset, it is verify-full for a server elsewhere) and PGSSLROOTCERT, its authority's file",
@@ -107,6 +108,8 @@ def explain(
 def unreachable(reason: str) -> errors.LoaderError:
     if TOO_MANY.search(reason):
         return errors.NoRoom(reason=reason, remedy=ROOM["53300"])
+    if NO_CONNECT.search(reason):
+        return errors.NotMigrated(reason=reason)
     remedies = [remedy for words, remedy in REMEDIES.items() if words.search(reason)]
     return errors.NoDatabase(reason=reason, **({"remedy": remedies[0]} if remedies else {}))
 

@@ -6,8 +6,10 @@ import threading
 import time
 from bisect import bisect_left
 from datetime import datetime, timedelta, timezone
+from typing import NamedTuple
 
-LOOK_EVERY = 5  # seconds between two looks at the queue's counters, which are rough and lag behind
+LOOK_EVERY = 5  # seconds between two looks at the queue's counters, which are rough and lag behind,
+SMOOTHED = 30  # so that rates and estimates are of this many seconds
 FLUSH_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 COUNTS = {
     "received": "Deliveries received from SQS.",
@@ -18,19 +20,30 @@ COUNTS = {
 }
 
 
+class Look(NamedTuple):
+    """At the queue's counters, and what had become of its messages by then."""
+
+    at: float
+    backlog: int
+    landed: int
+    deleted: int
+
+
 class Report:
     """Counts for the result, the progress line and the metrics."""
 
-    def __init__(self, log_format: str = "text", progress: bool = False):
+    def __init__(self, log_format: str = "text", progress: bool = False, queue: str = ""):
+        self.queue = queue
         self.as_json = log_format == "json"
         self.progress = progress
         self.lock = threading.Lock()
+        self.writing = threading.Lock()
         self.counts = dict.fromkeys(COUNTS, 0)
         self.flushes = [0] * (len(FLUSH_BOUNDS) + 1)  # how many took up to each bound, and longer than the last
         self.flush_seconds = 0.0
         self.last_success = 0.0
         self.oldest_sent = 0.0
-        self.looks: list[tuple[float, int, int]] = []  # the last two: when, backlog, landed by then
+        self.looks: list[Look] = []
 
     def add(self, **counts: int) -> None:
         with self.lock:
@@ -48,7 +61,7 @@ class Report:
             self.flush_seconds += seconds
             if landing.durable:
                 self.last_success = time.time()
-                self.oldest_sent = min(int(message.sent_at or 0) for message in landing.durable) / 1000
+                self.oldest_sent = min([int(each.sent_at) for each in landing.durable if each.sent_at] or [0]) / 1000
 
     def say(self, event: str, **details: object) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
@@ -56,15 +69,23 @@ class Report:
             line = json.dumps({"at": now, "event": event, **details})
         else:
             line = f"{now} {event}" + "".join(f" {name}={value}" for name, value in details.items())
-        print(("\r\033[K" if self.progress else "") + line, file=sys.stderr, flush=True)
+        self.write(("\r\033[K" if self.progress else "") + line + "\n")
+
+    def write(self, text: str) -> None:
+        """In one piece: standard error may be unbuffered, and threads write at the same time."""
+        with self.writing:
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
     def look(self, backlog: int) -> None:
-        self.looks = [*self.looks[-1:], (time.monotonic(), backlog, self.counts["landed"])]
+        now = time.monotonic()
+        recent = [each for each in self.looks if each.at > now - SMOOTHED - LOOK_EVERY / 2]
+        self.looks = [*recent, Look(now, backlog, self.counts["landed"], self.counts["deleted"])]
 
     @property
     def backlog(self) -> int:
         """Messages on the queue, in flight or not, when last looked at."""
-        return self.looks[-1][1] if self.looks else 0
+        return self.looks[-1].backlog if self.looks else 0
 
     @property
     def oldest(self) -> float:
@@ -73,11 +94,11 @@ class Report:
 
     def show_progress(self) -> None:
         if self.progress:
-            print(f"\r\033[K{progress_line(self.looks, self.counts['landed'])}", end="", file=sys.stderr, flush=True)
+            self.write(f"\r\033[K{self.queue}: {progress_line(self.looks, self.counts['landed'])}")
 
     def end_progress(self) -> None:
         if self.progress:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            self.write("\r\033[K")
 
     def result(self) -> str:
         """received = landed + duplicates + refused + returned. What landed and is not deleted comes again."""
@@ -91,15 +112,18 @@ class Report:
         )
 
 
-def progress_line(looks: list[tuple[float, int, int]], landed: int) -> str:
-    """Landed, rate, backlog, and whether the backlog shrinks: it does when more is landed than arrives."""
+def progress_line(looks: list[Look], landed: int) -> str:
+    """Landed, rate, backlog, what arrives meanwhile, and how long the backlog will last at that."""
     line = f"landed {landed:,}"
     if len(looks) < 2:
         return line
-    (before, backlog_before, landed_before), (now, backlog, landed_now) = looks
-    rate = (landed_now - landed_before) / (now - before)
-    gain = (backlog_before - backlog) / (now - before)
-    line += f", {rate:,.0f}/s; backlog {backlog:,}"
-    if backlog and gain > 0:
-        return f"{line}, gaining {gain:,.0f}/s on arrivals, done in {timedelta(seconds=round(backlog / gain))}"
-    return f"{line}, losing {-gain:,.0f}/s to arrivals" if gain < 0 else line
+    first, last = looks[0], looks[-1]
+    seconds = last.at - first.at
+    shrinks = (first.backlog - last.backlog) / seconds
+    arrives = (last.deleted - first.deleted) / seconds - shrinks  # a message is in the backlog until it is deleted
+    line += f", {(last.landed - first.landed) / seconds:,.0f}/s; backlog {last.backlog:,}"
+    if arrives >= 1:
+        line += f", {arrives:,.0f}/s arriving"
+    if last.backlog and shrinks > 0:
+        line += f", done in {timedelta(seconds=round(last.backlog / shrinks))}"
+    return line + ", growing" if shrinks <= -1 else line

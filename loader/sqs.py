@@ -1,51 +1,24 @@
-"""The queue: every call to SQS, made again while a fault may pass, and its errors in the loader's own words."""
+"""The queue: its messages, and every call to it, made again while a fault may pass."""
 
 import base64
 import json
+import math
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-
-import boto3
-import botocore.session
-from botocore import exceptions as aws
-from botocore import xform_name
-from botocore.config import Config
-from botocore.parsers import ResponseParserError
+from datetime import datetime
 
 from loader import errors
-from loader.fastpath import OPERATIONS, FastPath
+from loader.aws import NO_SUCH_CALL, Client, Fault
 
 BATCH = 10  # messages in one call, by SQS's own limit
-LONG_POLL = 2  # seconds; a longer one would delay the end by as much and save next to nothing
-READ_TIMEOUT = LONG_POLL + 5
 MAX_VISIBILITY = 12 * 3600  # seconds from the first receive, by SQS's own limit
 DELETE_ATTEMPTS = 4
 SYSTEM_ATTRIBUTES = ["SentTimestamp", "ApproximateReceiveCount", "MessageGroupId", "SequenceNumber"]
 
 KINDS = ("", "NotVisible", "Delayed")
-
-NO_SUCH_CALL = {"InvalidAction", "NotImplemented", "UnknownOperationException", "UnsupportedOperation"}
-NO_QUEUE = {"InvalidAddress", "NonExistentQueue", "QueueDeletedRecently", "QueueDoesNotExist"}
-NO_CREDENTIALS = {
-    "AuthFailure", "ExpiredToken", "ExpiredTokenException", "IncompleteSignature", "InvalidAccessKeyId",
-    "InvalidClientTokenId", "InvalidSecurity", "InvalidSignatureException", "MissingAuthenticationToken",
-    "RequestExpired", "SignatureDoesNotMatch", "TokenRefreshRequired", "UnrecognizedClientException",
-}  # fmt: skip
-NOT_PERMITTED = {"AccessDenied", "AccessDeniedException", "KmsAccessDenied", "OptInRequired", "UnauthorizedOperation"}
-PASSING = {
-    "InternalError", "InternalFailure", "KmsThrottled", "LimitExceededException", "OverLimit", "RequestLimitExceeded",
-    "RequestThrottled", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException",
-    "ThrottledException", "TooManyRequestsException",
-}  # fmt: skip
-AWS_ERRORS = (aws.BotoCoreError, aws.ClientError, ResponseParserError)
-CREDENTIAL_ERRORS = (
-    aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError, aws.TokenRetrievalError,
-    aws.SSOError,
-)  # fmt: skip
-CONNECTION_ERRORS = (aws.HTTPClientError, aws.ConnectionError, ResponseParserError)
 
 
 @dataclass(slots=True)
@@ -64,17 +37,17 @@ class Message:
 
     @classmethod
     def of(cls, answer: dict) -> "Message":
-        system = answer.get("Attributes") or {}
+        system = (answer.get("Attributes") or {}).get
         custom = answer.get("MessageAttributes")
         return cls(
-            id=answer["MessageId"],
-            receipt=answer["ReceiptHandle"],
-            body=answer["Body"],
-            sent_at=system.get("SentTimestamp"),
-            receive_count=system.get("ApproximateReceiveCount"),
-            group_id=system.get("MessageGroupId"),
-            sequence_number=system.get("SequenceNumber"),
-            attributes=json.dumps(custom, default=as_base64, ensure_ascii=False) if custom else None,
+            answer["MessageId"],
+            answer["ReceiptHandle"],
+            answer["Body"],
+            milliseconds(system("SentTimestamp")),
+            whole_number(system("ApproximateReceiveCount")),
+            as_text(system("MessageGroupId")),
+            as_text(system("SequenceNumber")),
+            as_jsonb(custom) if custom else None,
         )
 
     @property
@@ -83,82 +56,132 @@ class Message:
         return self.group_id if self.sequence_number else None
 
 
+def as_text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def whole_number(value: object) -> str | None:
+    """As SQS writes one, and nothing else: what PostgreSQL cannot read, it would quote in its log."""
+    text = str(value)
+    return text if text.isdecimal() and text.isascii() and len(text) < 10 else None
+
+
+def milliseconds(value: object) -> str | None:
+    """A time as SQS has it, milliseconds since 1970. Emulators also send numbers, seconds, or ISO 8601."""
+    if type(value) is str and len(value) == 13 and value.isdecimal() and "1" <= value < "7258118400000":
+        return value
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        try:
+            number = datetime.fromisoformat(str(value).replace("Z", "+00:00")).astimezone().timestamp()
+        except (ValueError, OverflowError):
+            return None
+    if abs(number) < 100_000_000_000:  # in seconds that is the year 5138, in milliseconds 1973
+        number *= 1000
+    return str(round(number)) if 946_684_800_000 <= number < 7_258_118_400_000 else None  # the years that raw takes
+
+
+def as_jsonb(value: object) -> str:
+    """JSON that PostgreSQL's jsonb can hold. It would quote what it cannot in the server's log."""
+    try:
+        text = json.dumps(value, default=as_base64, ensure_ascii=False, allow_nan=False)
+        text.encode()
+        if "\\u0000" not in text:
+            return text
+    except ValueError:  # a lone surrogate, or a number that is none
+        pass
+    return json.dumps(storable(value), default=as_base64, ensure_ascii=False)
+
+
+def storable(value: object) -> object:
+    """The same with base64 in place of each text that has a NUL or a lone surrogate in it; nothing is lost by that."""
+    if isinstance(value, dict):
+        return {storable(name): storable(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [storable(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= each <= "\udfff" for each in value)):
+        return "base64:" + as_base64(value.encode("utf-8", "surrogatepass"))
+    return value
+
+
 def as_base64(value: bytes) -> str:
     return base64.b64encode(value).decode()
-
-
-def connect(connections: int, lean: bool = True):
-    """A boto3 client by AWS_* and ~/.aws; if lean, also the fast path for the two calls that are made most."""
-    config = Config(
-        user_agent="sqs-loader",  # a fixed one, because botocore makes its own anew for every call
-        parameter_validation=False,
-        max_pool_connections=connections,
-        connect_timeout=5,
-        read_timeout=READ_TIMEOUT,
-        retries={"mode": "standard", "total_max_attempts": 2},
-    )
-    try:
-        session = botocore.session.get_session()
-        client = boto3.Session(botocore_session=session).client("sqs", config=config)
-        return client, FastPath(session, client) if lean and session.get_credentials() else None
-    except aws.NoRegionError:
-        raise errors.BadSetting(problem="There is no AWS region: set AWS_DEFAULT_REGION.") from None
-    except aws.ProfileNotFound as error:
-        raise errors.NoCredentials(reason=reason(error)) from None
-    except CREDENTIAL_ERRORS as error:
-        raise errors.NoCredentials(reason=reason(error)) from None
-    except OSError as error:  # from the lean path, which reads them at once
-        raise errors.BadSetting(problem=f"AWS_CA_BUNDLE cannot be read: {error.strerror}.") from None
-    except (aws.BotoCoreError, ValueError) as error:
-        remedy = "Check AWS_DEFAULT_REGION and AWS_ENDPOINT_URL (http://host:port)."
-        raise errors.BadSetting(problem=f"The AWS settings make no sense: {error}. {remedy}") from None
 
 
 class Queue:
     """One queue. Calls are made again until the fault passes, the time to give up has come, or the loader stops."""
 
-    def __init__(self, client, fast: FastPath | None, name: str, url: str | None = None, give_up_after: float = 300):
-        self.client, self.fast = client, fast
-        self.region = client.meta.region_name
-        self.name = url.rpartition("/")[2] if url else name
+    def __init__(
+        self, client: Client, name: str, url: str | None = None, give_up_after: float = 300, account: str | None = None
+    ):
+        self.client = client
+        self.region = client.region
+        url = (url or "").strip().rstrip("/")
+        self.name = url.rpartition("/")[2] or name.strip()
         self.give_up_after = give_up_after
         self.stopping = threading.Event()
         self.say = lambda event, **details: None
-        self.url = url or self.once("GetQueueUrl", QueueName=name)["QueueUrl"]
+        owner = {"QueueOwnerAWSAccountId": account} if account else {}
+        self.url = url or self.once("GetQueueUrl", QueueName=self.name, **owner)["QueueUrl"]
         attributes = self.attributes()
-        self.visibility = int(attributes["VisibilityTimeout"]) or 30  # not 0, which hides nothing from anybody
+        self.visibility = int(attributes.get("VisibilityTimeout") or 30)  # not 0, which hides nothing from anybody
+        self.visibility = self.visibility or 30
 
     def receive(self, most: int, wait: int) -> list[Message]:
         """Up to `most` messages; none when nothing came within `wait` seconds."""
-        answer = self.patiently(
-            "ReceiveMessage",
-            QueueUrl=self.url,
-            MaxNumberOfMessages=most,
-            WaitTimeSeconds=wait,
-            VisibilityTimeout=self.visibility,  # as the heartbeat has it, even if the queue's is changed meanwhile
-            MessageSystemAttributeNames=SYSTEM_ATTRIBUTES,
-            MessageAttributeNames=["All"],
-        )
-        return [Message.of(each) for each in answer.get("Messages", ())]
+        answer = self.patiently("ReceiveMessage", **self.wish(most, wait))
+        return [Message.of(each) for each in answer.get("Messages") or ()]
 
-    def delete(self, messages: list[Message]) -> int:
+    def receive_more(self, numbers: Iterable[int], at_once: int) -> Iterator[tuple[int, list[Message]]]:
+        """By several calls at once, each for as many messages and without waiting: what was asked for, and what came.
+
+        Nothing comes of a call that fails; `receive` is there to see whether the next one does.
+        """
+        wishes = (self.wish(most, 0) for most in numbers)
+        for wish, answer in self.client.calls("ReceiveMessage", wishes, at_once):
+            if isinstance(answer, Fault):
+                self.say("SQS fault, will try again", operation="ReceiveMessage", fault=answer.code, attempt=1)
+                answer = {}
+            yield wish["MaxNumberOfMessages"], [Message.of(each) for each in answer.get("Messages") or ()]
+
+    def wish(self, most: int, wait: int) -> dict:
+        return {
+            "QueueUrl": self.url,
+            "MaxNumberOfMessages": most,
+            "WaitTimeSeconds": wait,
+            "VisibilityTimeout": self.visibility,  # as the heartbeat has it, even if the queue's is changed meanwhile
+            "MessageSystemAttributeNames": SYSTEM_ATTRIBUTES,
+            "MessageAttributeNames": ["All"],
+        }
+
+    def delete(self, messages: list[Message], at_once: int = 1) -> int:
         """Deletes, and tells how many deliveries that settles. What SQS will not delete comes again, and lands once."""
         settled = 0
-        for batch in tens(messages):
-            for attempt in range(DELETE_ATTEMPTS):
-                entries = [{"Id": str(i), "ReceiptHandle": each.receipt} for i, each in enumerate(batch)]
-                answer = self.patiently("DeleteMessageBatch", QueueUrl=self.url, Entries=entries)
-                done = {int(each["Id"]) for each in answer.get("Successful", ())}
-                failed = {int(each["Id"]): each for each in answer.get("Failed", ())}
-                hopeless = {i for i, each in failed.items() if each.get("SenderFault")}
-                settled += sum(batch[i].deliveries for i in done)
-                if failed:
-                    codes = sorted({str(each.get("Code")) for each in failed.values()})
+        left = dict(enumerate(messages))
+        batches = list(tens([{"Id": str(number), "ReceiptHandle": each.receipt} for number, each in left.items()]))
+        for attempt in range(DELETE_ATTEMPTS):
+            requests = [{"QueueUrl": self.url, "Entries": batch} for batch in batches]
+            batches = []
+            for request, answer in list(self.client.calls("DeleteMessageBatch", requests, at_once)):
+                if isinstance(answer, Fault):
+                    answer = self.patiently("DeleteMessageBatch", **request)
+                for each in answer.get("Successful") or ():
+                    if done := left.pop(int(each["Id"]), None):
+                        settled += done.deliveries
+                if failed := answer.get("Failed"):
+                    codes = sorted({str(each.get("Code")) for each in failed})
                     self.say("SQS did not delete some messages", messages=len(failed), codes=codes, attempt=attempt + 1)
-                batch = [each for i, each in enumerate(batch) if i not in done | hopeless]
-                if not batch:
-                    break
-                self.pause(attempt)
+                    for each in failed:
+                        if each.get("SenderFault"):  # there is no hope for it
+                            left.pop(int(each["Id"]), None)
+                if rest := [each for each in request["Entries"] if int(each["Id"]) in left]:
+                    batches.append(rest)
+            if not batches:
+                break
+            self.pause(attempt)
         return settled
 
     def keep(self, messages: list[Message], seconds: int) -> int:
@@ -173,7 +196,7 @@ class Queue:
                 for i, each in enumerate(batch)
             ]
             operation = "ChangeMessageVisibilityBatch"
-            failed = self.once(operation, QueueUrl=self.url, Entries=entries).get("Failed", ())
+            failed = self.once(operation, QueueUrl=self.url, Entries=entries).get("Failed") or ()
             for each in failed:
                 if not each.get("SenderFault"):
                     raise errors.NoSqs(operation=operation, reason=each.get("Code"))
@@ -186,7 +209,7 @@ class Queue:
     @staticmethod
     def backlog(attributes: dict[str, str]) -> int:
         """Messages on the queue, by SQS's own rough count: to be had, in flight, delayed."""
-        return sum(int(attributes.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in KINDS)
+        return sum(int(attributes.get(f"ApproximateNumberOfMessages{kind}") or 0) for kind in KINDS)
 
     def peek(self) -> list[Message]:
         """Some messages, which everybody else can still receive. It counts as a receive of them all the same."""
@@ -197,29 +220,33 @@ class Queue:
             VisibilityTimeout=0,
             MessageSystemAttributeNames=["SentTimestamp"],
         )
-        return [Message.of(each) for each in answer.get("Messages", ())]
+        return [Message.of(each) for each in answer.get("Messages") or ()]
 
-    def beside(self, name: str) -> "Queue":
-        """Another queue of the same account."""
-        return Queue(self.client, self.fast, name, give_up_after=self.give_up_after)
+    def dead_letters(self, attributes: dict) -> tuple["Queue | None", int]:
+        """The queue that a message goes to when it was received too often, and how often that is."""
+        if not (policy := redrive_policy(attributes)):
+            return None, 0
+        *_, account, name = policy["deadLetterTargetArn"].split(":")
+        queue = Queue(self.client, name, give_up_after=self.give_up_after, account=account)
+        return queue, int(policy.get("maxReceiveCount") or 0)
 
     def redrive(self) -> Iterator[dict]:
         """Moves the messages of the dead-letter queue back, by SQS's own task; tells how far it is until it ends."""
-        policy = json.loads(self.attributes().get("RedrivePolicy") or "{}")
-        if not policy:
+        attributes = self.attributes()
+        if not (policy := redrive_policy(attributes)):
             raise errors.CannotRedrive(reason=f"{self.name} has no dead-letter queue")
         source = policy["deadLetterTargetArn"]
         try:
-            self.client.start_message_move_task(SourceArn=source, DestinationArn=self.attributes()["QueueArn"])
-        except AWS_ERRORS as error:
-            if code_of(error) in NO_SUCH_CALL:
+            self.client.call("StartMessageMoveTask", SourceArn=source, DestinationArn=attributes["QueueArn"])
+        except Fault as fault:
+            if fault.code.removesuffix("Exception") in NO_SUCH_CALL:
                 raise errors.CannotRedrive(reason="this SQS has no StartMessageMoveTask") from None
-            raise self.explained(error, "StartMessageMoveTask") from None
+            raise fault.error from None
         while True:
-            task = self.once("ListMessageMoveTasks", SourceArn=source, MaxResults=1)["Results"][0]
-            yield task
-            if task["Status"] not in ("RUNNING", "CANCELLING"):
-                return
+            for task in (self.once("ListMessageMoveTasks", SourceArn=source, MaxResults=1)["Results"] or ())[:1]:
+                yield task
+                if task["Status"] not in ("RUNNING", "CANCELLING"):
+                    return
             time.sleep(1)
 
     def patiently(self, operation: str, **parameters) -> dict:
@@ -227,31 +254,28 @@ class Queue:
         attempt = 0
         while True:
             try:
-                return self.send(operation, parameters)
-            except AWS_ERRORS as error:
+                return self.client.call(operation, **parameters)
+            except Fault as fault:
                 waited = time.monotonic() - began
                 limit = min(self.give_up_after, 3) if self.stopping.is_set() else self.give_up_after
-                if not passing(error) or waited > limit:
-                    raise self.explained(error, operation) from None
-                self.say("SQS fault, will try again", operation=operation, fault=code_of(error), attempt=attempt + 1)
+                if not fault.passing or waited > limit:
+                    raise fault.error from None
+                self.say("SQS fault, will try again", operation=operation, fault=fault.code, attempt=attempt + 1)
             self.pause(attempt)
             attempt += 1
 
     def once(self, operation: str, **parameters) -> dict:
+        """A call that is made again a single time: its caller knows what to do without an answer."""
         try:
-            return self.send(operation, parameters)
-        except AWS_ERRORS as error:
-            raise self.explained(error, operation) from None
-
-    def send(self, operation: str, parameters: dict) -> dict:
-        if self.fast and operation in OPERATIONS and (answer := self.fast.send(operation, parameters)) is not None:
-            return answer
-        return getattr(self.client, xform_name(operation))(**parameters)
-
-    def hang_up(self) -> None:
-        """To be called by a thread that makes no more calls."""
-        if self.fast:
-            self.fast.hang_up()
+            return self.client.call(operation, **parameters)
+        except Fault as fault:
+            if not fault.passing:
+                raise fault.error from None
+        self.pause(0)
+        try:
+            return self.client.call(operation, **parameters)
+        except Fault as fault:
+            raise fault.error from None
 
     def pause(self, attempt: int) -> None:
         """A pause that grows and that no two loaders make alike; short once the loader stops."""
@@ -259,38 +283,12 @@ class Queue:
         if self.stopping.wait(seconds):
             time.sleep(min(seconds, 0.2))
 
-    def explained(self, error: Exception, operation: str) -> errors.LoaderError:
-        code = code_of(error)
-        if code in NO_QUEUE:
-            return errors.NoQueue(queue=self.name, region=self.region)
-        if code in NO_CREDENTIALS or isinstance(error, CREDENTIAL_ERRORS):
-            return errors.NoCredentials(reason=reason(error))
-        if code in NOT_PERMITTED:
-            return errors.NotPermitted(
-                reason=f"sqs:{operation} on {self.name}", remedy="Allow it in the IAM policy of the loader"
-            )
-        return errors.NoSqs(operation=operation, reason=reason(error))
+
+def redrive_policy(attributes: dict) -> dict:
+    """That of a queue's attributes; empty where there is none."""
+    policy = attributes.get("RedrivePolicy") or {}
+    return policy if isinstance(policy, dict) else json.loads(policy)
 
 
-def passing(error: Exception) -> bool:
-    """Whether the same call may well succeed in a moment."""
-    if not isinstance(error, aws.ClientError):
-        return isinstance(error, CONNECTION_ERRORS)
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return code_of(error) in PASSING or status == 429 or status >= 500
-
-
-def code_of(error: Exception) -> str:
-    """The error's name, without the namespace that some answers put before it."""
-    if isinstance(error, aws.ClientError):
-        return error.response.get("Error", {}).get("Code", "unknown").rsplit(".")[-1]
-    return type(error).__name__
-
-
-def reason(error: Exception) -> str:
-    """What to say of an error: AWS's code or botocore's sentence, never AWS's, which may quote what was sent."""
-    return str(error).strip().rstrip(".") if isinstance(error, aws.BotoCoreError) else code_of(error)
-
-
-def tens(messages: list[Message]) -> Iterator[list[Message]]:
-    return (messages[i : i + BATCH] for i in range(0, len(messages), BATCH))
+def tens(things: list) -> Iterator[list]:
+    return (things[i : i + BATCH] for i in range(0, len(things), BATCH))

@@ -10,13 +10,14 @@ from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-import boto3
+import botocore.session
 import click
 from botocore.config import Config
 from psycopg2.extras import RealDictCursor
 
 from loader import errors, postgres
-from loader.sqs import AWS_ERRORS, Queue, connect
+from loader.aws import connect
+from loader.sqs import Queue
 
 COUNTERS = {
     "waiting": "ApproximateNumberOfMessages",
@@ -31,6 +32,12 @@ PIPELINE = """
         accepted, rejected, erased, unaccounted, rejected_by_reason, mask_key_version
     from analytics.pipeline_health
 """
+QUEUES = """
+    select
+        queue, newest_load_at, landed_to_analytics, untransformed, received, landed, duplicates, accepted, rejected,
+        erased, unaccounted
+    from analytics.queue_health order by queue
+"""
 
 
 class Status:
@@ -38,7 +45,7 @@ class Status:
 
     def __init__(self, queue_name: str, queue_url: str | None, max_lag: timedelta):
         self.unseen: list[errors.LoaderError] = []
-        queue = self.see(lambda: Queue(*connect(1, lean=False), queue_name, queue_url))
+        queue = self.see(lambda: Queue(connect(1, queue_url=queue_url), queue_name, queue_url))
         self.queue = queue and self.see(lambda: backlog(queue))
         self.dead_letters = queue and self.see(lambda: dead_letters(queue))
         self.pipeline = self.see(pipeline_health)
@@ -62,35 +69,35 @@ class Status:
 def backlog(queue: Queue) -> dict:
     attributes = queue.attributes()
     counted = {name: int(attributes.get(counter, 0)) for name, counter in COUNTERS.items()}
-    return {"name": queue.name, **counted, "oldest": age_of_oldest(queue.name) if counted["waiting"] else timedelta(0)}
+    return {"name": queue.name, **counted, "oldest": age_of_oldest(queue) if counted["waiting"] else timedelta(0)}
 
 
-def age_of_oldest(queue_name: str) -> timedelta | None:
+def age_of_oldest(queue: Queue) -> timedelta | None:
     """SQS tells it to CloudWatch alone. None where that does not answer, or this login may not ask."""
     now = datetime.now(timezone.utc)
     config = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
     try:
-        points = boto3.client("cloudwatch", config=config).get_metric_statistics(
+        cloudwatch = botocore.session.get_session().create_client("cloudwatch", queue.region, config=config)
+        points = cloudwatch.get_metric_statistics(
             Namespace="AWS/SQS",
             MetricName="ApproximateAgeOfOldestMessage",
-            Dimensions=[{"Name": "QueueName", "Value": queue_name}],
+            Dimensions=[{"Name": "QueueName", "Value": queue.name}],
             StartTime=now - timedelta(minutes=15),
             EndTime=now,
             Period=60,
             Statistics=["Maximum"],
         )["Datapoints"]
-    except AWS_ERRORS:
+    except Exception:  # whatever the emulator, proxy or provider of credentials in its place does
         return None
     return timedelta(seconds=max(points, key=lambda each: each["Timestamp"])["Maximum"]) if points else None
 
 
 def dead_letters(queue: Queue) -> dict:
     """The queue of what was received too often. No name where the queue has no redrive policy."""
-    if not (policy := queue.attributes().get("RedrivePolicy")):
+    dead, _ = queue.dead_letters(queue.attributes())
+    if not dead:
         return {"name": None, "waiting": 0}
-    name = json.loads(policy)["deadLetterTargetArn"].rpartition(":")[2]
-    attributes = Queue(queue.client, None, name).attributes()
-    return {"name": name, "waiting": int(attributes[COUNTERS["waiting"]])}
+    return {"name": dead.name, "waiting": int(dead.attributes().get(COUNTERS["waiting"]) or 0)}
 
 
 def pipeline_health() -> dict:
@@ -100,7 +107,9 @@ def pipeline_health() -> dict:
         connection.cursor(cursor_factory=RealDictCursor) as cursor,
     ):
         cursor.execute(PIPELINE)
-        return dict(cursor.fetchone())
+        seen = dict(cursor.fetchone())
+        cursor.execute(QUEUES)
+        return seen | {"queues": {row["queue"]: dict(row) for row in cursor.fetchall()}}
 
 
 def troubles(status: Status, max_lag: timedelta) -> Iterator[str]:
@@ -113,10 +122,10 @@ def troubles(status: Status, max_lag: timedelta) -> Iterator[str]:
         if queue["oldest"] is not None:
             if queue["oldest"] > max_lag:
                 yield f"The oldest message has been on the queue for {span(queue['oldest'])}. {is_it_running}"
-        elif seen and not seen["newest_load_at"]:
+        elif seen and (since := since_last_load(seen, queue["name"])) is None:
             yield f"Messages wait, and none has ever landed. {is_it_running}"
-        elif seen and since_last_load(seen) > max_lag:
-            yield f"Messages wait, and none has landed for {span(since_last_load(seen))}. {is_it_running}"
+        elif seen and since > max_lag:
+            yield f"Messages wait, and none has landed for {span(since)}. {is_it_running}"
     if seen and seen["landed_to_analytics"] > max_lag:
         yield f"The oldest landed message has waited for dbt for {span(seen['landed_to_analytics'])}: run `make build`."
     if seen and seen["unaccounted"]:
@@ -170,6 +179,10 @@ def pipeline_rows(seen: dict | None) -> Iterator[Row]:
     yield "For dbt", f"{seen['untransformed']:,}", waiting
     yield "Key", str(seen["mask_key_version"] or "none"), "is the version in use"
 
+    queues = {name: each for name, each in seen.get("queues", {}).items() if each["received"] or each["untransformed"]}
+    for name, each in queues.items() if len(queues) > 1 else ():
+        yield "", f"{each['landed']:,}", f"landed from {name} in 24 hours; {each['untransformed']:,} wait for dbt"
+
     ends = {name: seen[name] for name in ("accepted", "rejected", "erased")}
     ends["for dbt"] = seen["landed"] - sum(ends.values()) - seen["unaccounted"]
     yield "", "", ""
@@ -187,8 +200,10 @@ def pipeline_rows(seen: dict | None) -> Iterator[Row]:
     yield "Missing", f"{missing:,}", f"since {seen['landed']:,} = {became}" + (f" + {missing:,}" if missing else "")
 
 
-def since_last_load(seen: dict) -> timedelta:
-    return seen["measured_at"] - seen["newest_load_at"]
+def since_last_load(seen: dict, queue: str | None = None) -> timedelta | None:
+    """Of all queues, or of this one, where others may be doing well. None where nothing has landed yet."""
+    of = seen if queue is None or "queues" not in seen else seen["queues"].get(queue, {"newest_load_at": None})
+    return of["newest_load_at"] and seen["measured_at"] - of["newest_load_at"]
 
 
 def span(age: timedelta) -> str:

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-from loader.fastpath import OPERATIONS
-
 
 class Call(BaseHTTPRequestHandler):
     """A call to SQS on its way: `forward` brings the real answer, `answer` sends one, `cut` sends none."""
@@ -30,8 +28,7 @@ class Call(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.calls[self.operation] += 1
             self.nth = self.server.calls[self.operation]
-            if self.operation in OPERATIONS:
-                self.server.clients.add("boto3" if "Amz-Sdk-Invocation-Id" in self.headers else "lean")
+            self.server.clients.add("boto3" if "Amz-Sdk-Invocation-Id" in self.headers else "lean")
         self.server.fault(self)
 
     def do_CONNECT(self):
@@ -169,7 +166,7 @@ def sqs_proxy(upstream_url: str, fault: Fault = none, tls: ssl.SSLContext | None
     server = Server(("127.0.0.1", 0), Call)
     server.upstream = urlsplit(upstream_url).netloc
     server.fault, server.calls, server.lock = fault, Counter(), threading.Lock()
-    server.clients = set()  # which of the loader's two clients made the calls that either can make
+    server.clients = set()  # which of the loader's two clients made the calls
     server.url = f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
     if tls:
         server.socket = tls.wrap_socket(server.socket, server_side=True)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+from loader.aws import connect
 from loader.land import Database
 from loader.load import Run
 from loader.report import Report
-from loader.sqs import Queue, connect
+from loader.sqs import Queue
 from tests import faults
 
 
@@ -99,7 +100,7 @@ class Loading:
         database = Database(give_up_after)
         with mock.patch.dict(os.environ, self.env):
             database.open()
-            queue = Queue(*connect(8, lean=self.client == "lean"), self.queue_name, give_up_after=give_up_after)
+            queue = Queue(connect(8, lean=self.client == "lean"), self.queue_name, give_up_after=give_up_after)
         report = Report()
         queue.say = database.say = report.say
         return Run(queue, database, report, **{"workers": 2, "flush": 50, "max_seconds": 60, **options})

@@ -124,7 +124,7 @@ def test_the_newest_receipt_handle_of_a_message_held_twice_is_the_one_that_delet
     assert message.deliveries == 2
     assert queue.delete([message]) == 2
     assert loading.waiting() == (0, 0)
-    queue.hang_up()
+    queue.client.hang_up()
 
 
 def test_a_slow_database_does_not_bring_messages_back(loading: Loading):
@@ -169,7 +169,7 @@ def test_four_loaders_on_one_queue_share_it(loading: Loading):
 
 def test_two_that_land_the_same_messages_do_not_lock_each_other_out(loading: Loading):
     """In opposite orders, each would wait for the row that the other has inserted."""
-    messages = [Message(f"{n:05}", "", "body", "0", "1", None, None, None) for n in range(4000)]
+    messages = [Message(f"{n:05}", "", "body", "1795219200000", "1", None, None, None) for n in range(4000)]
     databases = [loading.ready().database for _ in range(2)]
     troubles = []
     for database in databases:
@@ -255,7 +255,7 @@ def test_what_comes_after_a_refused_message_in_its_fifo_group_is_held_back(loadi
     loading.execute("alter table raw.sqs_messages add check (body !~ 'poison')")
     bodies = ["a0", "b0", "poison", "a1", "b1", "a2", "b2", "b3"]
     messages = [
-        Message(str(n), "", body, "0", "1", "b" if body == "poison" else body[0], f"{n:020}", None)
+        Message(str(n), "", body, "1795219200000", "1", "b" if body == "poison" else body[0], f"{n:020}", None)
         for n, body in enumerate(bodies)
     ]
     database = loading.ready().database

@@ -8,12 +8,13 @@ import subprocess
 import threading
 import time
 
+import pycurl
 import pytest
 
+from loader.aws import Fault, connect
 from loader.errors import GaveUp, LoaderError, NoCredentials, NoSqs
 from loader.load import Run
 from loader.metrics import Metrics
-from loader.sqs import connect
 from tests import faults
 from tests.conftest import administration
 from tests.faults import always, error, on
@@ -57,7 +58,7 @@ AWS_FAULTS = {
 @pytest.mark.parametrize("client", ["lean", "boto3"])
 @pytest.mark.parametrize("name", AWS_FAULTS)
 def test_a_fault_of_aws_loses_and_doubles_nothing(loading: Loading, name: str, client: str, monkeypatch):
-    monkeypatch.setattr("loader.sqs.READ_TIMEOUT", 2)
+    monkeypatch.setattr("loader.aws.READ_TIMEOUT", 2)
     loading.client = client
     ids = loading.send(60)
     with contextlib.ExitStack() as stack:
@@ -126,7 +127,7 @@ def test_a_heartbeat_that_sqs_could_not_do_for_some_is_made_again(loading: Loadi
             assert batch.kept == asked
             run.keep(batch)
             assert batch.kept > asked
-        run.queue.hang_up()
+        run.queue.client.hang_up()
 
     assert proxy.calls["ChangeMessageVisibilityBatch"] == 3  # the last one hands them back
 
@@ -323,7 +324,7 @@ ENDINGS = {
     "no-database": ({"PGPORT": "1"}, [], 3, "No database: connection to server at"),
     "no-such-database": ({"PGDATABASE": "nowhere"}, [], 3, "No database: "),
     "wrong-password": ({"PGPASSWORD": "wrong"}, [], 3, "No database: "),
-    "not-migrated": ({"PGDATABASE": "postgres"}, [], 5, "The database is not migrated: relation \"raw.sqs"),
+    "not-migrated": ({"PGDATABASE": "postgres"}, [], 5, "The database is not migrated: "),
     "another-role": ("analyst_user", [], 4, "Not permitted: permission denied to create temporary tables"),
     "bad-number": ({}, ["--workers", "0"], 2, "Usage: "),
     "bad-option": ({}, ["--no-such-option"], 2, "Usage: "),
@@ -455,25 +456,22 @@ def test_tls_is_verified(loading: Loading, sqs_over_tls, certificate: str, clien
     loading.assert_landed_once(ids)
 
 
-def test_the_lean_path_sends_nothing_to_whom_it_does_not_trust(
-    loading: Loading, sqs_over_tls, certificate, monkeypatch
-):
-    """By itself, since boto3 is asked first for the queue's URL and refuses before it."""
+@pytest.mark.parametrize("lean", [True, False], ids=["lean", "boto3"])
+def test_nothing_is_sent_to_whom_is_not_trusted(loading: Loading, sqs_over_tls, certificate, monkeypatch, lean: bool):
     for name, value in loading.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", sqs_over_tls.url)
     request = {"QueueUrl": loading.url, "MaxNumberOfMessages": 1, "WaitTimeSeconds": 0}
-    answers = []
-    for trust in (None, certificate):
-        if trust:
-            monkeypatch.setenv("AWS_CA_BUNDLE", trust)
-        _, fast = connect(1)
-        answers.append((fast.send("ReceiveMessage", request), set(sqs_over_tls.clients)))
-        fast.hang_up()
 
-    assert answers[0] == (None, set())
-    assert answers[1][0] is not None
-    assert answers[1][1] == {"lean"}
+    with pytest.raises(Fault, match="NotTrusted"):
+        connect(1, lean).call("ReceiveMessage", **request)
+    refused = dict(sqs_over_tls.calls)
+    monkeypatch.setenv("AWS_CA_BUNDLE", certificate)
+    answer = connect(1, lean).call("ReceiveMessage", **request)
+
+    assert "ReceiveMessage" not in refused
+    assert not answer.get("Messages")
+    assert sqs_over_tls.clients == {"lean" if lean else "boto3"}
 
 
 @pytest.mark.parametrize("client", ["lean", "boto3"])
@@ -493,11 +491,12 @@ def test_a_proxy_is_used(loading: Loading, sqs_over_tls, certificate: str, clien
     loading.assert_landed_once(ids)
 
 
+@pytest.mark.parametrize("client", ["lean", "boto3"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_proxy_that_speaks_tls_is_used_by_boto3_alone(
-    loading: Loading, sqs_over_tls, certificate: str, tls: ssl.SSLContext, scheme: str
+def test_a_proxy_that_speaks_tls_is_spoken_to_in_tls(
+    loading: Loading, sqs_over_tls, certificate: str, tls: ssl.SSLContext, client: str, scheme: str
 ):
-    """The lean path would talk to it in plain text, its password included."""
+    loading.client = client
     ids = loading.send(20)
     with faults.sqs_proxy(loading.env["AWS_ENDPOINT_URL"], tls=tls) as proxy:
         changed = {"no_proxy": "", "NO_PROXY": "", f"{scheme}_proxy": proxy.url, "AWS_CA_BUNDLE": certificate}
@@ -508,8 +507,23 @@ def test_a_proxy_that_speaks_tls_is_used_by_boto3_alone(
     assert status == 0, err
     assert proxy.calls["CONNECT" if scheme == "https" else "DeleteMessageBatch"] > 0
     assert proxy.calls["not TLS"] == 0
-    assert (sqs_over_tls if scheme == "https" else proxy).clients == {"boto3"}
+    assert (sqs_over_tls if scheme == "https" else proxy).clients == {client}
     loading.assert_landed_once(ids)
+
+
+@pytest.mark.parametrize("lean", [True, False], ids=["lean", "boto3"])
+def test_a_proxy_that_shows_no_trusted_certificate_is_told_nothing(loading: Loading, tls, monkeypatch, lean: bool):
+    for name, value in loading.env.items():
+        monkeypatch.setenv(name, value)
+    with faults.sqs_proxy(loading.env["AWS_ENDPOINT_URL"], tls=tls) as proxy:
+        for name, value in {"no_proxy": "", "NO_PROXY": "", "http_proxy": f"https://user:pass@{proxy.url[8:]}"}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(Fault) as caught:
+            connect(1, lean).call("GetQueueUrl", QueueName=loading.queue_name)
+
+    assert not proxy.clients
+    assert "user" not in str(caught.value.error)
+    assert "pass" not in str(caught.value.error)
 
 
 def test_a_proxy_without_a_port_is_at_80_for_either_client(loading: Loading, monkeypatch):
@@ -518,6 +532,6 @@ def test_a_proxy_without_a_port_is_at_80_for_either_client(loading: Loading, mon
     for name, value in {"AWS_ENDPOINT_URL": "https://sqs.test", "https_proxy": "http://proxy.test"}.items():
         monkeypatch.setenv(name, value)
 
-    connection, *_ = connect(1)[1].connect()
+    options = connect(1).options
 
-    assert (connection.host, connection.port) == ("proxy.test", 80)
+    assert (options[pycurl.PROXY], options[pycurl.PROXYPORT]) == ("http://proxy.test", 80)

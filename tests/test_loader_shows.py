@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from loader.doctor import retention
-from loader.report import progress_line
+from loader.report import Look, Report, progress_line
 from tests import faults
 from tests.loading import Loading, a_loading, create_queue, end, until
 
@@ -25,20 +25,60 @@ loading = pytest.fixture(a_loading)
     ("looks", "line"),
     [
         pytest.param([], "landed 1,500", id="nothing-known"),
-        pytest.param([(0, 9000, 0)], "landed 1,500", id="looked-once"),
+        pytest.param([(0, 9000, 0, 0)], "landed 1,500", id="looked-once"),
         pytest.param(
-            [(0, 9000, 0), (5, 8000, 1500)],
-            "landed 1,500, 300/s; backlog 8,000, gaining 200/s on arrivals, done in 0:00:40",
-            id="gaining",
+            [(0, 9000, 0, 0), (5, 8000, 1500, 1500)],
+            "landed 1,500, 300/s; backlog 8,000, 100/s arriving, done in 0:00:40",
+            id="shrinking",
         ),
         pytest.param(
-            [(0, 8000, 0), (5, 9000, 1500)], "landed 1,500, 300/s; backlog 9,000, losing 200/s to arrivals", id="losing"
+            [(0, 9000, 0, 0), (5, 7500, 1500, 1500)],
+            "landed 1,500, 300/s; backlog 7,500, done in 0:00:25",
+            id="nothing-arrives",
         ),
-        pytest.param([(0, 0, 1500), (5, 0, 1500)], "landed 1,500, 0/s; backlog 0", id="idle"),
+        pytest.param(
+            [(0, 8000, 0, 0), (5, 9000, 1500, 1500)],
+            "landed 1,500, 300/s; backlog 9,000, 500/s arriving, growing",
+            id="growing",
+        ),
+        pytest.param([(0, 0, 1500, 1500), (5, 0, 1500, 1500)], "landed 1,500, 0/s; backlog 0", id="idle"),
+        pytest.param(
+            [(0, 9000, 0, 0), (15, 9100, 1000, 0), (30, 6000, 2500, 2500)],
+            "landed 1,500, 83/s; backlog 6,000, done in 0:01:00",
+            id="a-counter-that-jumps",
+        ),
     ],
 )
 def test_the_progress_line(looks: list, line: str):
-    assert progress_line(looks, 1500) == line
+    assert progress_line([Look(*each) for each in looks], 1500) == line
+
+
+def test_rates_are_of_the_last_half_minute(monkeypatch):
+    report, now = Report(), 1000.0
+    monkeypatch.setattr("loader.report.time.monotonic", lambda: now)
+    for _ in range(20):
+        now += 5
+        report.look(100)
+
+    assert [each.at for each in report.looks] == [now - seconds for seconds in range(30, -1, -5)]
+
+
+def test_lines_of_many_threads_do_not_mix(loading: Loading):
+    """Where Python does not buffer standard error, as in the image."""
+    program = """
+import threading
+from loader.report import Report
+report = Report("json")
+write = lambda: [report.say("event", number=n, text="x" * 50) for n in range(200)]
+threads = [threading.Thread(target=write) for _ in range(16)]
+[each.start() for each in threads]
+[each.join() for each in threads]
+"""
+    done = subprocess.run([sys.executable, "-u", "-c", program], capture_output=True, text=True, check=True)
+
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3200
+    assert all(json.loads(line)["event"] == "event" for line in lines)
 
 
 def test_a_terminal_sees_progress_and_a_file_does_not(loading: Loading):
@@ -58,7 +98,7 @@ def test_a_terminal_sees_progress_and_a_file_does_not(loading: Loading):
     loading.send(20)
     status, out, err = end(loading.start("--max-messages", "20"))
 
-    assert "landed " in shown
+    assert shown.startswith(f"\r\033[K{loading.queue_name}: landed 0")
     assert shown.endswith("\r\033[K")
     assert (
         process.stdout
@@ -100,15 +140,33 @@ def test_the_metrics_agree_with_the_result(loading: Loading):
     assert {"loader_backlog", "loader_oldest_message_seconds"} <= metrics.keys()
 
 
+@pytest.mark.parametrize(("options", "answers"), [([], False), (["--metrics-host", "0.0.0.0"], True)])
+def test_metrics_are_served_to_this_machine_alone_unless_told_otherwise(loading: Loading, options, answers: bool):
+    with socket.create_server(("127.0.0.2", 0)) as probe:
+        port = probe.getsockname()[1]
+    loader = loading.start("--follow", "--workers", "1", "--metrics-port", str(port), *options)
+    until(lambda: is_open("127.0.0.1", port))
+    assert is_open("127.0.0.2", port) is answers
+    end(loader, 15)
+
+
+def is_open(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
+        return True
+    return False
+
+
 def read_metrics(port: int, name: str, value: float) -> dict[str, float] | None:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        families = text_string_to_metric_families(answer.read().decode())
-    metrics = {sample.name: sample.value for family in families for sample in family.samples}
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    samples = [sample for family in families if family.name.startswith("loader_") for sample in family.samples]
+    assert all(sample.labels["queue"].startswith("load-") for sample in samples)
+    metrics = {sample.name: sample.value for sample in samples}
     return metrics if metrics[name] == value else None
 
 
 def test_a_metrics_port_that_is_taken_is_said(loading: Loading):
-    with socket.create_server(("0.0.0.0", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         status, _, err = end(loading.start("--metrics-port", str(taken.getsockname()[1])))
 
     assert status == 2
@@ -123,7 +181,7 @@ def test_doctor_finds_nothing_wrong_and_leaves_no_trace(loading: Loading):
     status, out, err = tell(loading, "doctor", "--flush", "100")
 
     assert (status, err) == (0, "")
-    assert [line[:4] for line in out.splitlines()] == ["ok  "] * 8
+    assert [line[:4] for line in out.splitlines()] == ["ok  "] * 9
     assert loading.query("select count(*) from raw.loads union all select count(*) from raw.sqs_messages") == before
     assert loading.waiting() == (3, 0)
 

@@ -1,0 +1,726 @@
+"""The loader at the edges of real queues, clouds and databases: pools, odd answers, keys, clocks, broken ledgers."""
+
+import base64
+import contextlib
+import gzip
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from loader import errors
+from loader.aws import connect, region_of
+from loader.errors import LoaderError
+from loader.sqs import Message, milliseconds
+from tests import faults
+from tests.conftest import administration
+from tests.faults import always, on
+from tests.loading import Loading, a_loading, end, until
+
+loading = pytest.fixture(a_loading)
+both_clients = pytest.mark.parametrize("client", ["lean", "boto3"])
+
+# A pool of connections.
+
+PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+
+
+@pytest.fixture
+def pooled(loading: Loading, tmp_path_factory) -> Iterator[Loading]:
+    """Loaders come to the database through PgBouncer in transaction mode, over three connections."""
+    if not PGBOUNCER:
+        pytest.skip("PgBouncer is not here: apt install pgbouncer")
+    folder = tmp_path_factory.mktemp("pgbouncer")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    env = loading.env
+    (folder / "users").write_text(f'"{env["PGUSER"]}" "{env["PGPASSWORD"]}"\n')
+    (folder / "pgbouncer.ini").write_text(
+        f"""
+        [databases]
+        * = host=127.0.0.1 port={env["PGPORT"]}
+        [pgbouncer]
+        listen_addr = 127.0.0.1
+        listen_port = {port}
+        unix_socket_dir =
+        auth_type = plain
+        auth_file = {folder}/users
+        pool_mode = transaction
+        default_pool_size = 3
+        server_round_robin = 1
+        logfile = {folder}/log
+        """.replace("        ", "")
+    )
+    as_another = {"user": "nobody"} if os.geteuid() == 0 else {}
+    if as_another:
+        for path in (folder, *folder.iterdir()):
+            shutil.chown(path, "nobody")
+        for parent in folder.parents[:3]:
+            parent.chmod(0o755)
+    pool = subprocess.Popen([PGBOUNCER, "-q", folder / "pgbouncer.ini"], stderr=subprocess.DEVNULL, **as_another)
+    try:
+        until(lambda: answers(port))
+        loading.env = env | {"PGPORT": str(port)}
+        yield loading
+    finally:
+        loading.env = env
+        pool.terminate()
+        pool.wait()
+
+
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def test_loaders_share_a_pool_in_transaction_mode(pooled: Loading):
+    """Two at once, one after another, and again after the server's sessions were ended under them."""
+    ids = pooled.send(400)
+    loaders = [pooled.start("--workers", "4", "--flush", "20") for _ in range(2)]
+    results = [end(each) for each in loaders]
+    ids += pooled.send(50)
+    results.append(end(pooled.start("--workers", "2", "--flush", "10")))
+    ids += pooled.send(200)
+    last = pooled.start("--workers", "4", "--flush", "5")
+    with administration(pooled.database.stack) as cursor:
+        until(lambda: pooled.query("select count(*) from raw.sqs_messages")[0][0] > 460)
+        cursor.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'loader_user' and datname = %s",
+            [pooled.database.name],
+        )
+    results.append(end(last))
+
+    assert [status for status, _, _ in results] == [0] * 4, results
+    pooled.assert_landed_once(ids)
+
+
+def test_nothing_of_a_transaction_stays_in_the_session(loading: Loading):
+    loading.send(20)
+    with loading.running(follow=True) as run:
+        until(lambda: run.report.counts["deleted"] == 20)
+        with run.database.turn:
+            cursor = run.database.connection.cursor()
+            cursor.execute("select count(*) from pg_class where relpersistence = 't'")
+            assert cursor.fetchone() == (0,)
+            cursor.connection.rollback()
+        run.stopping.set()
+
+
+# What answers in the place of SQS, or as SQS has been seen to.
+
+EMPTY = {
+    "messages-null": b'{"Messages": null}',
+    "messages-empty": b'{"Messages": []}',
+    "nothing": b"{}",
+}
+NOT_SQS = {
+    "html": (200, b"<html>welcome</html>"),
+    "xml": (200, b"<ReceiveMessageResponse><ReceiveMessageResult/></ReceiveMessageResponse>"),
+    "other-json": (200, b'{"status": "ok"}'),
+    "a-list": (200, b"[]"),
+    "a-string": (200, b'"welcome"'),
+    "null": (200, b"null"),
+    "a-number": (200, b"0"),
+    "messages-of-another-kind": (200, b'{"Messages": {"a": 1}}'),
+    "messages-with-nulls": (200, b'{"Messages": [null]}'),
+    "a-message-without-a-body": (200, b'{"Messages": [{"MessageId": "1", "ReceiptHandle": "2"}]}'),
+    "a-body-that-is-no-text": (200, b'{"Messages": [{"MessageId": "1", "ReceiptHandle": "2", "Body": {"a": 1}}]}'),
+    "empty-body": (200, b""),
+    "not-utf-8": (200, b"\xff\xfe\xfd"),
+    "created": (201, b"{}"),
+    "no-content": (204, b""),
+    "redirect": (302, b""),
+    "redirect-with-a-page": (301, b"<html>elsewhere</html>"),
+    "forbidden-by-a-proxy": (403, b"<html>no</html>"),
+    "not-found": (404, b"<html>no</html>"),
+    "error-of-another-kind": (400, b'{"error": "no"}'),
+    "bad-gateway": (502, b"<html>bad gateway</html>"),
+    "unavailable": (503, b""),
+}
+
+
+def answer_with(status: int, body: bytes, **headers: str) -> faults.Fault:
+    def fault(call: faults.Call) -> None:
+        call.send_response(status)
+        for name, value in ({"Location": "http://127.0.0.1:1/"} | headers).items():
+            call.send_header(name, value)
+        if status != 204:
+            call.send_header("Content-Length", str(len(body)))
+        call.end_headers()
+        if status != 204:
+            call.wfile.write(body)
+
+    return fault
+
+
+@both_clients
+@pytest.mark.parametrize("name", NOT_SQS)
+def test_who_is_not_sqs_is_no_empty_queue(loading: Loading, client: str, name: str):
+    loading.client = client
+    loading.send(1)
+    with loading.faulty_sqs(always("ReceiveMessage", answer_with(*NOT_SQS[name]))):
+        run = loading.ready(give_up_after=0)
+        run.start()
+        with pytest.raises(errors.NoSqs, match=r"SQS does not answer ReceiveMessage: .*HTTP status "):
+            run.wait()
+
+    assert loading.waiting() == (1, 0)
+
+
+@both_clients
+@pytest.mark.parametrize("operation", ["GetQueueUrl", "GetQueueAttributes", "DeleteMessageBatch"])
+@pytest.mark.parametrize("name", ["html", "other-json", "a-list", "null", "no-content", "redirect"])
+def test_who_is_not_sqs_is_found_out_at_every_call(loading: Loading, client: str, operation: str, name: str):
+    loading.client = client
+    loading.send(1)
+    with loading.faulty_sqs(always(operation, answer_with(*NOT_SQS[name]))):
+        status, _, err = end(loading.start("--give-up-after", "0", "--workers", "1"))
+
+    assert (status, operation in err) == (8, True)
+
+
+@both_clients
+@pytest.mark.parametrize("name", EMPTY)
+def test_no_messages_are_no_messages_however_it_is_put(loading: Loading, client: str, name: str):
+    loading.client = client
+    loading.send(3)
+    with loading.faulty_sqs(on("ReceiveMessage", *[answer_with(200, EMPTY[name])] * 2)):
+        report = loading.run(workers=2)
+
+    assert report.counts["received"] == 0  # nothing came for either worker: drained
+
+
+@both_clients
+def test_null_in_place_of_a_list_is_none(loading: Loading, client: str):
+    loading.client = client
+    ids = loading.send(15)
+
+    def with_nulls(call: faults.Call) -> None:
+        status, body = call.forward()
+        answer = json.loads(body)
+        if "Batch" in call.operation:
+            answer |= {"Failed": None}
+        for message in answer.get("Messages") or ():
+            message |= {"MessageAttributes": None}
+        call.answer(status, json.dumps(answer).encode())
+
+    with loading.faulty_sqs(with_nulls):
+        loading.run()
+
+    loading.assert_landed_once(ids)
+
+
+@both_clients
+def test_answers_may_be_compressed_and_chunked(loading: Loading, client: str):
+    loading.client = client
+    ids = loading.send(15)
+
+    def compressed(call: faults.Call) -> None:
+        _, body = call.forward()
+        body = gzip.compress(body)
+        call.send_response(200)
+        call.send_header("Content-Encoding", "gzip")
+        call.send_header("Transfer-Encoding", "chunked")
+        call.end_headers()
+        for part in (body[:10], body[10:]):
+            call.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
+        call.wfile.write(b"0\r\n\r\n")
+
+    with loading.faulty_sqs(compressed):
+        loading.run()
+
+    loading.assert_landed_once(ids)
+
+
+@both_clients
+def test_what_is_neither_deleted_nor_failed_is_deleted_again(loading: Loading, client: str):
+    loading.client = client
+    ids = loading.send(5)
+    with loading.faulty_sqs(on("DeleteMessageBatch", answer_with(200, b'{"Successful": [], "Failed": null}'))):
+        report = loading.run(workers=1)
+
+    assert report.counts["deleted"] == 5
+    loading.assert_landed_once(ids)
+
+
+# Who refused, and what about it.
+
+KMS_MESSAGE = (
+    "User: arn:aws:iam::1:user/x is not authorized to perform: kms:GenerateDataKey on the resource (Service: AWSKMS)"
+)
+REFUSALS = {
+    "AccessDenied": (4, "Not permitted: sqs:ReceiveMessage on {queue}. Allow it in the IAM policy of the loader."),
+    "com.amazonaws.sqs#KmsAccessDenied": (4, "Not permitted: kms:Decrypt for {queue}. Allow it in the IAM policy"),
+    "KMS.AccessDeniedException": (4, "Not permitted: kms:Decrypt for {queue}. Allow it in the IAM policy of the"),
+    "com.amazonaws.sqs#KmsDisabled": (18, "SQS cannot use the KMS key of {queue}: KmsDisabled. Enable that key"),
+    "KMS.DisabledException": (18, "SQS cannot use the KMS key of {queue}: KMS.DisabledException. Enable"),
+    "KMS.KMSInvalidStateException": (18, "SQS cannot use the KMS key of {queue}: KMS.KMSInvalidStateException."),
+    "com.amazonaws.sqs#KmsNotFound": (18, "SQS cannot use the KMS key of {queue}: KmsNotFound."),
+    "RequestExpired": (17, "The clock of this machine is not that of AWS: sqs:ReceiveMessage answers RequestExpired."),
+    "RequestTimeTooSkewed": (17, "The clock of this machine is not that of AWS"),
+    "InvalidSignatureException": (7, "No valid AWS credentials: InvalidSignatureException."),
+    "InvalidClientTokenId": (7, "No valid AWS credentials: InvalidClientTokenId."),
+    "<script>alert(1)</script>": (8, "SQS does not answer ReceiveMessage: unknown."),
+}
+
+
+@both_clients
+@pytest.mark.parametrize("code", REFUSALS)
+def test_what_is_refused_names_the_service_and_the_remedy(loading: Loading, code: str, client: str):
+    loading.client = client
+    status, sentence = REFUSALS[code]
+    with loading.faulty_sqs(always("ReceiveMessage", refuse(code))), pytest.raises(LoaderError) as caught:
+        loading.run()
+
+    assert caught.value.exit_status == status
+    assert str(caught.value).startswith(sentence.format(queue=loading.queue_name))
+
+
+def refuse(code: str, message: str = "", status: int = 400) -> faults.Fault:
+    return answer_with(status, json.dumps({"__type": code, "message": message}).encode())
+
+
+@both_clients
+@pytest.mark.parametrize(
+    ("code", "message", "expected", "sentence"),
+    [
+        ("AccessDeniedException", KMS_MESSAGE, 4, "Not permitted: kms:GenerateDataKey for {queue}."),
+        ("SignatureDoesNotMatch", "Signature expired: 20261121T is now earlier than 2027", 17, "The clock of this"),
+        ("InvalidSignatureException", "Signature not yet current: 2027", 17, "The clock of this machine"),
+    ],
+)
+def test_what_a_code_leaves_open_its_message_tells(loading, client, code, message, expected, sentence):
+    loading.client = client
+    with loading.faulty_sqs(always("ReceiveMessage", refuse(code, message))), pytest.raises(LoaderError) as caught:
+        loading.run()
+
+    assert caught.value.exit_status == expected
+    assert str(caught.value).startswith(sentence.format(queue=loading.queue_name))
+    assert "arn:aws" not in str(caught.value)
+
+
+@both_clients
+def test_a_throttled_key_is_waited_for(loading: Loading, client: str):
+    loading.client = client
+    ids = loading.send(3)
+    with loading.faulty_sqs(on("ReceiveMessage", refuse("KmsThrottled"), refuse("KMS.ThrottlingException"))):
+        loading.run()
+
+    loading.assert_landed_once(ids)
+
+
+# Credentials.
+
+NO_KEYS = {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}
+
+
+def web_identity(folder: Path) -> dict[str, str | None]:
+    (folder / "token").write_text("secret-token")
+    return NO_KEYS | {
+        "AWS_ROLE_ARN": "arn:aws:iam::000000000000:role/x",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": str(folder / "token"),
+    }
+
+
+def profile(folder: Path, text: str) -> dict[str, str | None]:
+    (folder / "config").write_text(text)
+    return NO_KEYS | {"AWS_CONFIG_FILE": str(folder / "config"), "AWS_PROFILE": "mine"}
+
+
+BROKEN_CREDENTIALS = {
+    "no-token-file": lambda folder: web_identity(folder) | {"AWS_WEB_IDENTITY_TOKEN_FILE": "/nowhere/token"},
+    "token-file-is-a-folder": lambda folder: web_identity(folder) | {"AWS_WEB_IDENTITY_TOKEN_FILE": str(folder)},
+    "no-process": lambda folder: profile(folder, "[profile mine]\ncredential_process = /nowhere/program\n"),
+    "process-fails": lambda folder: profile(
+        folder, "[profile mine]\ncredential_process = sh -c 'echo secret-token >&2; exit 1'\n"
+    ),
+    "process-says-nonsense": lambda folder: profile(folder, "[profile mine]\ncredential_process = echo secret-token\n"),
+    "no-container-token": lambda folder: NO_KEYS | {
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:1/secret-token",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "/nowhere/token",
+    },
+    "no-container": lambda folder: NO_KEYS | {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:1/secret-token"},
+    "container-token-of-two-lines": lambda folder: NO_KEYS | {
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:1/",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN": "secret-token\nX-Other: 1",
+    },
+    "session-token-of-two-lines": lambda folder: {"AWS_SESSION_TOKEN": "secret-token\r\nX-Other: 1"},
+    "key-with-a-line-break": lambda folder: {"AWS_SECRET_ACCESS_KEY": "secret-token\n"},
+    "key-that-is-not-ascii": lambda folder: {"AWS_SECRET_ACCESS_KEY": "secret-tokén"},
+    "half-a-pair": lambda folder: {"AWS_SECRET_ACCESS_KEY": None},
+    "broken-file": lambda folder: profile(folder, "secret-token\n[[["),
+    "role-without-source": lambda folder: profile(
+        folder, "[profile mine]\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = none\n"
+    ),
+}  # fmt: skip
+
+
+@both_clients
+@pytest.mark.parametrize("name", BROKEN_CREDENTIALS)
+def test_credentials_that_cannot_be_loaded_are_one_sentence_without_them(loading, tmp_path, client, name):
+    loading.client = client
+    status, out, err = end(loading.start(**BROKEN_CREDENTIALS[name](tmp_path)))
+
+    assert (status, out) == (7, "")
+    assert err.startswith("No valid AWS credentials: ")
+    assert err.count("\n") == 1
+    assert "secret-tok" not in err
+
+
+STS_ERROR = "<ErrorResponse><Error><Code>{}</Code><Message>secret-token {}</Message></Error></ErrorResponse>"
+STS = {
+    "AccessDenied": (
+        4,
+        "Not permitted: sts:AssumeRoleWithWebIdentity. Allow it in the role's trust policy and the IAM",
+    ),
+    "InvalidIdentityToken": (7, "No valid AWS credentials: sts:AssumeRoleWithWebIdentity refused the identity token"),
+    "ExpiredTokenException": (7, "No valid AWS credentials: sts:AssumeRoleWithWebIdentity refused the identity token"),
+    "IDPRejectedClaim": (7, "No valid AWS credentials: sts:AssumeRoleWithWebIdentity refused the identity token"),
+}
+
+
+@both_clients
+@pytest.mark.parametrize("code", STS)
+def test_what_sts_refuses_is_not_said_of_sqs(loading: Loading, tmp_path, client: str, code: str):
+    loading.client = client
+    status, sentence = STS[code]
+    with sts(STS_ERROR.format(code, ""), 403) as url:
+        settings = web_identity(tmp_path) | {"AWS_ENDPOINT_URL_STS": url}
+        done, _, err = end(loading.start(**settings))
+
+    assert done == status
+    assert err.startswith(sentence)
+    assert "secret-token" not in err
+
+
+@contextlib.contextmanager
+def sts(answer: str, status: int) -> Iterator[str]:
+    class Sts(faults.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
+            self.send_response(body[0])
+            self.send_header("Content-Length", str(len(body[1])))
+            self.end_headers()
+            self.wfile.write(body[1].encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = faults.ThreadingHTTPServer(("127.0.0.1", 0), Sts)
+    server.answers = [(status, answer)]
+    with faults.serving(server):
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+
+
+def test_a_refresh_that_fails_hours_later_is_explained_as_at_the_start(loading: Loading, tmp_path):
+    """Credentials that have to be renewed, and no token file any more."""
+    soon = (datetime.now(timezone.utc) + timedelta(minutes=5)).isoformat()  # so that each call asks for new ones
+    with sts(ASSUMED.format(soon), 200) as url:
+        settings = web_identity(tmp_path) | {"AWS_ENDPOINT_URL_STS": url}
+        loader = loading.start("--follow", "--workers", "1", **settings)
+        [first] = loading.send(1)
+        until(lambda: loading.query("select message_id from raw.sqs_messages") == [(first,)])
+        (tmp_path / "token").unlink()
+        status, _, err = end(loader)
+
+    assert status == 7
+    assert err.startswith(f"No valid AWS credentials: {tmp_path}/token: No such file or directory.")
+
+
+ASSUMED = """
+<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>
+<AccessKeyId>local</AccessKeyId><SecretAccessKey>local</SecretAccessKey><SessionToken>token</SessionToken>
+<Expiration>{}</Expiration>
+</Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>
+"""
+
+# Queues by URL, in other accounts and regions.
+
+
+@pytest.mark.parametrize(
+    ("url", "region"),
+    [
+        ("https://sqs.eu-west-1.amazonaws.com/1/q", "eu-west-1"),
+        ("https://sqs.cn-north-1.amazonaws.com.cn/1/q", "cn-north-1"),
+        ("https://sqs-fips.us-gov-west-1.amazonaws.com/1/q", "us-gov-west-1"),
+        ("https://sqs.eu-west-1.api.aws/1/q", "eu-west-1"),
+        ("https://vpce-1.sqs.eu-west-1.vpce.amazonaws.com/1/q", "eu-west-1"),
+        ("https://eu-west-1.queue.amazonaws.com/1/q", "eu-west-1"),
+        ("https://queue.amazonaws.com/1/q", "us-east-1"),
+        ("http://127.0.0.1:4566/000000000000/q", None),
+        ("http://sqs.eu-west-1.localhost.localstack.cloud:4566/000000000000/q", "eu-west-1"),
+        ("http://queue.example/q", None),
+        ("not a url", None),
+        (None, None),
+    ],
+)
+def test_the_region_of_a_queue_is_in_its_url(url: str | None, region: str | None):
+    assert region_of(url) == region
+
+
+@both_clients
+def test_calls_are_signed_for_the_region_of_the_url(loading: Loading, monkeypatch, client: str):
+    for name, value in loading.env.items():
+        monkeypatch.setenv(name, value)
+    signatures = []
+
+    def note(call: faults.Call) -> None:
+        signatures.append(call.headers["Authorization"])
+        call.answer(200, b"{}")
+
+    with loading.faulty_sqs(note) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        url = "https://sqs.eu-west-1.amazonaws.com/000000000000/q"
+        connect(1, client == "lean", url).call("ReceiveMessage", QueueUrl=url)
+
+    assert "/eu-west-1/sqs/aws4_request" in signatures[0]
+
+
+@pytest.mark.parametrize("ending", ["/", "\r", " \r\n", "/\r"])
+def test_a_url_may_end_in_a_slash_or_with_the_end_of_a_line(loading: Loading, ending: str):
+    ids = loading.send(3)
+    status, _, err = end(loading.start("--queue-url", loading.url + ending))
+
+    assert (status, err) == (0, "")
+    loading.assert_landed_once(ids)
+    assert loading.query("select distinct queue from raw.sqs_messages") == [(loading.queue_name,)]
+
+
+def test_a_name_may_end_with_the_end_of_a_line(loading: Loading):
+    assert end(loading.start("--queue-name", loading.queue_name + "\r"))[0] == 0
+
+
+def test_a_dead_letter_queue_is_looked_for_in_its_own_account(loading: Loading, monkeypatch):
+    """Not in the caller's, who may work for another one."""
+    dead = "arn:aws:sqs:us-east-1:123456789012:dead"
+    asked = []
+
+    def with_policy(call: faults.Call) -> None:
+        request = json.loads(call.request_body)
+        if call.operation == "GetQueueUrl" and request["QueueName"] == "dead":
+            asked.append(request)
+            return call.answer(200, json.dumps({"QueueUrl": loading.url}).encode())
+        status, body = call.forward()
+        if call.operation == "GetQueueAttributes":
+            answer = json.loads(body)
+            answer["Attributes"]["RedrivePolicy"] = json.dumps({"deadLetterTargetArn": dead, "maxReceiveCount": 5})
+            body = json.dumps(answer).encode()
+        call.answer(status, body)
+
+    with loading.faulty_sqs(with_policy):
+        queue = loading.ready().queue
+        found, receives = queue.dead_letters(queue.attributes())
+
+    assert (found.name, receives) == ("dead", 5)
+    assert asked == [{"QueueName": "dead", "QueueOwnerAWSAccountId": "123456789012"}]
+
+
+# What emulators and others make of a message.
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ("1795219200123", "1795219200123"),
+        (1795219200123, "1795219200123"),
+        (1795219200123.0, "1795219200123"),
+        ("1795219200", "1795219200000"),
+        (1795219200.25, "1795219200250"),
+        ("1795219200.25", "1795219200250"),
+        ("2026-11-21T00:00:00Z", "1795219200000"),
+        ("2026-11-21T01:00:00.5+01:00", "1795219200500"),
+        (None, None),
+        ("", None),
+        ("yesterday", None),
+        ("nan", None),
+        ("inf", None),
+        pytest.param(10**400, None, id="huge"),
+        ("0", None),
+        ({}, None),
+    ],
+)
+def test_a_time_is_taken_as_it_comes(sent: object, expected: str | None):
+    assert milliseconds(sent) == expected
+
+
+def message(**changed: object) -> dict:
+    return {"MessageId": str(uuid.uuid4()), "ReceiptHandle": "r", "Body": "{}"} | changed
+
+
+STRANGE = {
+    "seconds": {"Attributes": {"SentTimestamp": 1795219200.5, "ApproximateReceiveCount": 3}},
+    "iso": {"Attributes": {"SentTimestamp": "2026-11-21T00:00:00Z", "ApproximateReceiveCount": "three"}},
+    "numbers": {"Attributes": {"SequenceNumber": 12, "MessageGroupId": 7, "ApproximateReceiveCount": 2.0}},
+    "no-attributes": {"Attributes": None, "MessageAttributes": None},
+    "nul": {"MessageAttributes": {"a": {"DataType": "String", "StringValue": "203.0.113.9\0"}}},
+    "nul-in-a-name": {"MessageAttributes": {"203.0.113.9\0": {"DataType": "String", "StringValue": "x"}}},
+    "lone-surrogate": {"MessageAttributes": {"a": {"DataType": "String", "StringValue": "203.0.113.9\ud800"}}},
+    "nul-in-a-list": {"MessageAttributes": {"a": {"StringListValues": ["203.0.113.9", "\0"], "DataType": "String"}}},
+    "not-a-number": {"MessageAttributes": {"a": {"DataType": "Number", "StringValue": float("nan")}}},
+    "infinite": {"MessageAttributes": {"a": {"DataType": "Number", "StringValue": float("inf")}}},
+    "backslash-u": {"MessageAttributes": {"a": {"DataType": "String", "StringValue": "203.0.113.9\\u0000"}}},
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_attributes_land_and_no_value_is_in_the_servers_log(loading: Loading, name: str):
+    log = loading.database.stack.folder / "postgres" / "server.log"
+    written = log.stat().st_size
+    database = loading.ready().database
+
+    landing = database.land("q", [Message.of(message(**STRANGE[name]))])
+
+    assert (landing.landed, landing.refused) == (1, [])
+    with log.open("rb") as stream:
+        stream.seek(written)
+        assert b"203.0.113.9" not in stream.read()
+    [(attributes,)] = loading.query("select attributes from raw.sqs_messages")
+    assert (attributes is None) == ("MessageAttributes" not in STRANGE[name] or name == "no-attributes")
+    if name == "nul":
+        assert base64.b64decode(attributes["a"]["StringValue"].removeprefix("base64:")) == b"203.0.113.9\0"
+    if name == "backslash-u":
+        assert attributes["a"]["StringValue"] == "203.0.113.9\\u0000"
+
+
+@pytest.mark.parametrize("body", ["203.0.113.9\0", "203.0.113.9\ud800"])
+def test_a_body_that_text_cannot_hold_is_refused_and_not_in_the_servers_log(loading: Loading, body: str):
+    log = loading.database.stack.folder / "postgres" / "server.log"
+    written = log.stat().st_size
+    database = loading.ready().database
+
+    landing = database.land("q", [Message.of(message()), Message.of(message(Body=body))])
+
+    assert (landing.landed, len(landing.refused)) == (1, 1)
+    with log.open("rb") as stream:
+        stream.seek(written)
+        assert b"203.0.113.9" not in stream.read()
+
+
+# The ledger, and what no message is to blame for.
+
+NOTHING_LANDS = {
+    "sequence-behind-by-one": ("select setval('raw.load_id_seq', (select max(load_id) - 1 from raw.loads))", 20),
+    "sequence-started-over": ("select setval('raw.load_id_seq', 1, false)", 20),
+    "sequence-used-up": ("alter sequence raw.load_id_seq maxvalue 2", 19),
+    "ledger-refuses": ("alter table raw.loads add check (received < 0) not valid", 19),
+    "table-refuses-everything": ("alter table raw.sqs_messages add check (body is null) not valid", 19),
+    "trigger-refuses-everything": (
+        "create function no() returns trigger language plpgsql as $$ begin raise 'no'; end $$;"
+        "create trigger no before insert on raw.sqs_messages for each row execute function no()", 19,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOTHING_LANDS)
+def test_what_is_no_messages_fault_is_not_held_against_one(loading: Loading, name: str):
+    change, status = NOTHING_LANDS[name]
+    loading.send(2)
+    loading.run(workers=1, flush=1)
+    loading.execute(change)
+    loading.send(20)
+
+    done, out, err = end(loading.start("--workers", "2"))
+
+    assert done == status, err
+    assert "refused 0" in out or not out
+    assert sum(loading.waiting()) == 20
+    assert loading.query("select count(*) from raw.sqs_messages") == [(2,)]
+
+
+def test_a_sequence_that_falls_behind_while_a_loader_runs_stops_it(loading: Loading):
+    """With a gap in the ledger there is not even a duplicate key, and dbt would never see what lands in it."""
+    loading.execute("select setval('raw.load_id_seq', 100)")
+    loader = loading.start("--follow", "--workers", "1")
+    loading.send(1)
+    until(lambda: loading.query("select from raw.loads"))
+    loading.execute("select setval('raw.load_id_seq', 50)")
+    loading.send(5)
+    status, _, err = end(loader)
+
+    assert status == 20
+    assert "The sequence raw.load_id_seq is at 51, behind the ledger raw.loads at 101" in err
+    assert sum(loading.waiting()) == 5
+    assert loading.query("select count(*), max(load_id) from raw.loads") == [(1, 101)]
+
+
+def test_doctor_compares_the_sequence_with_the_ledger(loading: Loading):
+    loading.send(1)
+    loading.run()
+    loading.execute("select setval('raw.load_id_seq', 1, false)")
+    env = {"LOADER_QUEUE_NAME": loading.queue_name} | loading.env
+    done = subprocess.run([sys.executable, "-m", "loader", "doctor"], env=env, capture_output=True, text=True)
+
+    assert done.returncode == 11
+    assert "FAIL  ledger              The sequence raw.load_id_seq is at 0, behind the ledger" in done.stdout
+
+
+# Timeouts.
+
+
+@pytest.mark.parametrize("login_setting", ["statement_timeout = '400ms'", "transaction_timeout = '400ms'"])
+def test_a_batch_that_takes_longer_than_a_timeout_is_halved(loading: Loading, login_setting: str):
+    """Each row takes 10 ms, so that forty do not fit in."""
+    name = login_setting.split()[0]
+    with administration(loading.database.stack) as cursor:
+        cursor.execute("select from pg_settings where name = %s", [name])
+        if not cursor.rowcount:
+            pytest.skip(f"this PostgreSQL has no {name}")
+        cursor.execute(f"alter role loader_user in database {loading.database.name} set {login_setting}")
+    loading.execute(
+        "create function slow() returns trigger language plpgsql as"
+        " $$ begin perform pg_sleep(0.01); return new; end $$;"
+        "create trigger slow before insert on raw.sqs_messages for each row execute function slow()"
+    )
+    ids = loading.send(100)
+
+    report = loading.run(workers=1, flush=100)
+
+    loading.assert_landed_once(ids)
+    assert report.counts["refused"] == 0
+    assert loading.query("select max(received) < 100, count(*) < 60 from raw.loads") == [(True, True)]
+
+
+def test_a_locked_table_is_waited_for_and_no_message_refused(loading: Loading):
+    with administration(loading.database.stack) as cursor:
+        cursor.execute(f"alter role loader_user in database {loading.database.name} set lock_timeout = '100ms'")
+    with loading.running(workers=1, follow=True) as run:
+        with contextlib.closing(loading.database.connect("postgres")) as other, other.cursor() as cursor:
+            cursor.execute("lock table raw.sqs_messages")
+            ids = loading.send(10)
+            until(lambda: run.report.counts["received"] == 10)
+            time.sleep(0.5)
+            other.rollback()
+        until(lambda: run.report.counts["deleted"] == 10)
+        run.stopping.set()
+
+    loading.assert_landed_once(ids)
+    assert run.report.counts["refused"] == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "status", "sentence"),
+    [
+        ("default_transaction_read_only = on", 14, "PostgreSQL only reads: "),
+        ("lock_timeout = '100ms'", 15, "PostgreSQL ended a statement: canceling statement due to lock timeout."),
+    ],
+)
+def test_a_setting_that_stops_landing_is_said_at_the_start(loading, setting, status, sentence):
+    with administration(loading.database.stack) as cursor:
+        cursor.execute(f"alter role loader_user in database {loading.database.name} set {setting}")
+    with contextlib.closing(loading.database.connect("postgres")) as other, other.cursor() as cursor:
+        cursor.execute("lock table raw.sqs_messages")
+        done, _, err = end(loading.start())
+
+    assert done == status
+    assert err.startswith(sentence)
