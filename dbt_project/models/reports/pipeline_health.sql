@@ -46,7 +46,9 @@ totals as (
         sum(accepted)::bigint as accepted,
         sum(rejected)::bigint as rejected,
         sum(erased)::bigint as erased,
-        sum(unaccounted)::bigint as unaccounted
+        sum(unaccounted)::bigint as unaccounted,
+        sum(landed_week_before)::bigint as landed_week_before,
+        sum(rejected_week_before)::bigint as rejected_week_before
     from queues
 
 )
@@ -64,6 +66,8 @@ select
     totals.rejected,
     totals.erased,
     totals.unaccounted,
+    totals.landed_week_before,
+    totals.rejected_week_before,
     reasons.rejected_by_reason,
     newest_login.mask_key_version
 from totals

@@ -33,6 +33,16 @@ first_load as (
 
 ),
 
+first_load_of_week as (
+
+    select load_id as first_load_id
+    from ledger
+    where loaded_at > now() - interval '8 days'
+    order by loaded_at
+    limit 1
+
+),
+
 last_load as (
 
     select coalesce(max(load_id), 0) as last_taken_load_id from {{ ref('int_messages__masked') }}
@@ -104,6 +114,32 @@ rejected_by_reason as (
         group by loads.queue, rejected.reason
     ) as by_reason
     group by queue
+
+),
+
+week_before as (
+
+    select
+        ledger.queue,
+        sum(ledger.landed) as landed
+    from ledger
+    inner join first_load_of_week on ledger.load_id >= first_load_of_week.first_load_id
+    left join first_load on true
+    where ledger.load_id < coalesce(first_load.first_load_id, 9223372036854775807)
+    group by ledger.queue
+
+),
+
+rejected_week_before as (
+
+    select
+        messages.queue,
+        count(*) as rejected
+    from {{ ref('rejected_messages') }} as messages
+    inner join first_load_of_week on messages.load_id >= first_load_of_week.first_load_id
+    left join first_load on true
+    where messages.load_id < coalesce(first_load.first_load_id, 9223372036854775807)
+    group by messages.queue
 
 ),
 
@@ -214,10 +250,14 @@ select
     coalesce(of_one_day.erased, 0)::bigint as erased,
     (coalesce(of_one_day.taken, 0) - coalesce(of_one_day.accepted, 0) - coalesce(of_one_day.rejected, 0))::bigint
         as unaccounted,
+    coalesce(week_before.landed, 0)::bigint as landed_week_before,
+    coalesce(rejected_week_before.rejected, 0)::bigint as rejected_week_before,
     coalesce(rejected_by_reason.rejected_by_reason, '{}') as rejected_by_reason
 from queues
 left join declared on queues.queue = declared.queue
 left join newest on queues.queue = newest.queue
 left join waiting on queues.queue = waiting.queue
 left join of_one_day on queues.queue = of_one_day.queue
+left join week_before on queues.queue = week_before.queue
+left join rejected_week_before on queues.queue = rejected_week_before.queue
 left join rejected_by_reason on queues.queue = rejected_by_reason.queue
