@@ -244,7 +244,9 @@ begin
         where token = any($1) and message_id <> all($2)
     $query$ into of_others using tokens, message_ids;
     execute format(
-        'select $1 || coalesce(%s, ''{}'') from only staging.int_messages__masked where message_id <> all($2) and (%s)',
+        -- (what was erased before and dbt has still to remove is nobody's)
+        'select $1 || coalesce(%s, ''{}'') from only staging.int_messages__masked where message_id <> all($2) and (%s)'
+        || ' and message_id not in (select message_id from privacy.erased_messages)',
         privacy.token_arrays(), privacy.token_columns('%I = any($3)', ' or ')
     ) into of_others using of_others, message_ids, tokens;
     delete from privacy.originals where token = any(tokens) and token <> all(of_others);
