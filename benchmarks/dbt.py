@@ -42,13 +42,28 @@ FLOOR = """
 insert into public.floor
 select
     user_id::varchar(128), device_type::varchar(32), masked_ip::varchar(256), masked_device_id::varchar(256),
-    locale::varchar(32), app_version, (sent_at at time zone 'utc')::date, message_id, mask_key_version, load_id
+    locale::varchar(32), app_version, (sent_at at time zone 'utc')::date, message_id, mask_key_version, load_id,
+    date_trunc('second', sent_at, 'utc'), ip_is_placeholder, device_id_is_placeholder
 from masking.base_sqs__messages where reason is null
 """
 FLOOR_TABLE = """
 create table if not exists public.floor (like analytics.user_logins including all);
 truncate public.floor
 """
+
+# What the boundary cannot do without: parse, take each field out once, mask two of them. No verdict, no guard.
+PARSED_AND_MASKED = """
+explain (analyze, timing off)
+select
+    message_id, event ->> 'user_id', event ->> 'app_version', event ->> 'device_type', event ->> 'locale',
+    masking.token(masking.canonical_address(event ->> 'ip'), (select key from masking.keys where kind = 'ip')),
+    masking.token(
+        masking.canonical_identifier(event ->> 'device_id'), (select key from masking.keys where kind = 'device_id')
+    )
+from raw.sqs_messages
+cross join lateral unnest(array[masking.parse_json(body)]) as parsed (event)
+"""
+BOUNDARY = "explain (analyze, timing off) select * from masking.stg_sqs__messages"
 
 
 class Cost(NamedTuple):
@@ -149,8 +164,17 @@ def show(title: str, costs: dict[str, list[Cost]], rows: int = 0) -> None:
         print(f"  {name:<44}{median.wall:>9.2f} {median.wall / first.wall:>6.2f} x{cpu}{rate}", flush=True)
 
 
-def full_refresh(bench: Bench, messages: int, rounds: int) -> None:
+def boundary(bench: Bench, messages: int, rounds: int) -> None:
     bench.land(messages)
+    bench.settle()
+    contestants = {
+        "parsed and masked, without a verdict": lambda: bench.sql(PARSED_AND_MASKED),
+        "everything from the boundary": lambda: bench.sql(BOUNDARY),
+    }
+    show(f"The boundary, {messages:,} messages", interleaved(rounds, contestants), messages)
+
+
+def full_refresh(bench: Bench, messages: int, rounds: int) -> None:
     bench.models()
     tables = "staging.int_messages__masked, analytics.user_logins, analytics.rejected_messages"
 
@@ -251,6 +275,7 @@ def main(messages: int, held: str, new: int, rounds: int) -> None:
     sizes = [int(each) for each in held.split(",")]
     with server(["refresh", *(f"held_{size}" for size in sizes)]) as benches:
         refresh = benches.pop("refresh")
+        boundary(refresh, messages, rounds)
         full_refresh(refresh, messages, max(rounds - 2, 1))
         overhead(refresh, rounds)
         reports(refresh, rounds)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import psycopg2
 
+from loader.text import visible
 from local.events import generate
 from local.processes import StackError
 from local.queues import client, ensure_queue, send
@@ -119,7 +120,7 @@ def _refusal(stack: Stack) -> str:
 
 
 def _table(rows: Iterable[tuple[Any, ...]], header: str) -> str:
-    lines = [header.split(), *([str(value) for value in row] for row in rows)]
+    lines = [header.split(), *([visible(str(value)) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("    " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 

@@ -13,7 +13,9 @@ from typing import TextIO
 import click
 from psycopg2.extensions import cursor as Cursor
 
-from loader import postgres
+from loader import errors, postgres
+from loader.text import visible
+from privacy import attest as attestation
 
 KEY = re.compile(r"(?:[0-9a-fA-F]{2}){32,}")  # 32 bytes or more: what masking.keys accepts
 
@@ -119,7 +121,7 @@ def reveal(token: str | None, reason: str | None, request: int | None) -> None:
         opened = subprocess.run([gpg, "--quiet", "--decrypt"], input=sealed, stdout=subprocess.PIPE, text=True)
         if opened.returncode:
             raise click.ClickException("gpg could not open it; is the private key in this keyring?")
-        click.echo(f"{kind} {_printable(opened.stdout)}")
+        click.echo(f"{kind} {visible(opened.stdout)}")
 
 
 @main.command()
@@ -205,11 +207,6 @@ def _transaction(role: str | None = None) -> Iterator[Cursor]:
 def _scalar(cursor: Cursor, query: str, *parameters: object) -> object:
     cursor.execute(query, parameters)
     return cursor.fetchone()[0]
-
-
-def _printable(text: str) -> str:
-    """What an app wrote, on one line: a control character would forge a second one, or speak to the terminal."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _read_keys(source: TextIO, kinds: list[str]) -> dict[str, str]:

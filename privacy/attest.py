@@ -314,7 +314,9 @@ def against_contract(found: Iterable[str], expected: Iterable[str]) -> Iterator[
     for line in sorted(missing):
         yield Item("contract", False, f"the database does not have: {line}", _remedy(line))
     if not missing and found <= expected:
-        yield Item("contract", True, f"{len(found)} grants, owners, functions, triggers and constraints as in the project")
+        yield Item(
+            "contract", True, f"{len(found)} grants, owners, functions, triggers and constraints as in the project"
+        )
 
 
 def _subject(line: str) -> str:

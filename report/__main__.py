@@ -18,6 +18,7 @@ from psycopg2.extras import NamedTupleCursor
 
 from loader import errors, postgres
 from loader.status import span
+from loader.text import visible
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "dbt_project" / "target" / "report.html"
@@ -165,11 +166,6 @@ def without_surplus(svg: Element) -> Element:
     svg.remove(svg.find("title"))
     del svg.attrib["id"]
     return svg
-
-
-def visible(text: str) -> str:
-    """What an app wrote, without characters that do not show, or that turn a line around."""
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 if __name__ == "__main__":
