@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,8 +49,8 @@ grants (what, owner, acl) as (
     union all
     select 'function ' || name, proowner, coalesce(proacl, acldefault('f', proowner)) from functions
     union all
-    select 'default privileges of ' || defaclrole::regrole || ' ' || coalesce(defaclnamespace::regnamespace::text, '*')
-        || ' ' || defaclobjtype, defaclrole, defaclacl
+    select 'default privileges of ' || defaclrole::regrole || ' ' || case defaclnamespace when 0 then '*' else defaclnamespace::regnamespace::text end
+        || ' ' || defaclobjtype::text, defaclrole, defaclacl
     from pg_default_acl
 ),
 by_column as (
@@ -213,8 +213,8 @@ order by 1
 MEMBERS = """
 select
     m.roleid::regrole::text, m.member::regrole::text, m.grantor::regrole::text, m.admin_option,
-    m.roleid::regrole::text in ('masker', 'pipeline_owner') and m.member::regrole::text <> 'migrator' or
-    m.roleid::regrole::text = 'migrator'
+    m.roleid::regrole::text in ('masker', 'pipeline_owner', 'migrator') and m.member::regrole::text <> 'migrator'
+    and not (select rolsuper or rolcreaterole from pg_roles where pg_roles.oid = m.member)
     or m.roleid::regrole::text ~ '^pg_' and (
         m.member::regrole::text in ('loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention')
         or m.roleid::regrole::text ~ '(server|all_data|signal|checkpoint|maintain|create_sub)'
@@ -289,18 +289,23 @@ def inventory(cursor: Cursor) -> list[str]:
     return _column(cursor, INVENTORY)
 
 
-def examine(max_key_age_days: int = 400) -> Iterator[Item]:
-    """Every item, of the database of PG*. Raises psycopg2.Error."""
-    with closing(postgres.connect("attest")) as connection:
-        connection.set_session(readonly=True)
-        with connection.cursor() as cursor:
-            yield from against_contract(inventory(cursor), CONTRACT.read_text().splitlines())
-            yield from _none(_column(cursor, BOUNDARY), "boundary", "views as `make migrate` deployed them", MIGRATE)
-            yield from _none(_column(cursor, DBT), "dbt", "tables and views as dbt makes them", REBUILD)
-            yield from members(cursor)
-            yield from powers(cursor)
-            yield from settings(cursor)
-            yield from ages(cursor, max_key_age_days)
+@contextmanager
+def reading() -> Iterator[Cursor]:
+    """A cursor on the database of PG* that changes nothing. Raises psycopg2.Error."""
+    with closing(postgres.connect("attest")) as connection, connection.cursor() as cursor:
+        connection.set_session(readonly=True, isolation_level="REPEATABLE READ")
+        yield cursor
+
+
+def examine(cursor: Cursor, max_key_age_days: int = 400) -> Iterator[Item]:
+    """Every item. Raises psycopg2.Error."""
+    yield from against_contract(inventory(cursor), CONTRACT.read_text().splitlines())
+    yield from _none(_column(cursor, BOUNDARY), "boundary", "views as `make migrate` deployed them", MIGRATE)
+    yield from _none(_column(cursor, DBT), "dbt", "tables and views as dbt makes them", REBUILD)
+    yield from members(cursor)
+    yield from powers(cursor)
+    yield from settings(cursor)
+    yield from ages(cursor, max_key_age_days)
 
 
 def against_contract(found: Iterable[str], expected: Iterable[str]) -> Iterator[Item]:
@@ -314,7 +319,9 @@ def against_contract(found: Iterable[str], expected: Iterable[str]) -> Iterator[
     for line in sorted(missing):
         yield Item("contract", False, f"the database does not have: {line}", _remedy(line))
     if not missing and found <= expected:
-        yield Item("contract", True, f"{len(found)} grants, owners, functions, triggers and constraints as in the project")
+        yield Item(
+            "contract", True, f"{len(found)} grants, owners, functions, triggers and constraints as in the project"
+        )
 
 
 def _subject(line: str) -> str:
@@ -348,7 +355,7 @@ def members(cursor: Cursor) -> Iterator[Item]:
 def powers(cursor: Cursor) -> Iterator[Item]:
     cursor.execute(POWERFUL)
     for role, what, is_off in cursor.fetchall():
-        yield Item("powers", not is_off, f"{role}: {what}", f"alter role {role} with no… (PostgreSQL: ALTER ROLE)")
+        yield Item("powers", not is_off, f"{role}: {what}", f"alter role {role} nosuperuser noreplication nobypassrls")
     [closable] = _column(cursor, "select count(*) from pg_roles where rolname = 'rds_superuser'")
     [count] = _column(cursor, OPEN)
     finding = f"{count} functions for advisory locks and large objects are open to every login"
