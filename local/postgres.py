@@ -78,7 +78,7 @@ class Account:
         os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
     def write(self, path: Path, text: str) -> None:
-        """A new file that this account alone reads. Nobody who may write in its folder can have it written elsewhere."""
+        """A new file that this account alone reads. It follows no link in its place."""
         path.unlink(missing_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
             os.fchown(file.fileno(), self.uid, self.gid)

@@ -49,8 +49,10 @@ grants (what, owner, acl) as (
     union all
     select 'function ' || name, proowner, coalesce(proacl, acldefault('f', proowner)) from functions
     union all
-    select 'default privileges of ' || defaclrole::regrole || ' ' || case defaclnamespace when 0 then '*' else defaclnamespace::regnamespace::text end
-        || ' ' || defaclobjtype::text, defaclrole, defaclacl
+    select
+        format('default privileges of %s %s', defaclrole::regrole, defaclobjtype)
+        || case when defaclnamespace <> 0 then format(' in %s', defaclnamespace::regnamespace) else '' end,
+        defaclrole, defaclacl
     from pg_default_acl
 ),
 by_column as (
@@ -98,7 +100,7 @@ select format(
     case when acl.is_grantable then ' with grant option' end
 )
 from grants cross join lateral aclexplode(acl) as acl
-where acl.grantee <> owner
+where (acl.grantee <> owner or what like 'default privileges%')
     -- a rotation that is open, which has a line of its own
     and not (what like 'function masking.carried_over(%' and acl.grantee = 'transformer'::regrole)
     and not (what = 'database' and acl.grantee in (select oid from pg_roles where rolname = 'backup_user'))
@@ -115,7 +117,8 @@ select format(
 )
 from pg_roles
 where rolname in (
-    'loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention', 'masker', 'pipeline_owner', 'migrator'
+    'loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention', 'migrator', 'masker',
+    'pipeline_owner'
 )
 order by 1
 """
@@ -222,7 +225,8 @@ select
     )
 from pg_auth_members as m
 where m.roleid::regrole::text in (
-    'loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention', 'masker', 'pipeline_owner', 'migrator'
+    'loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention', 'migrator', 'masker',
+    'pipeline_owner'
 ) or m.roleid::regrole::text ~ '^pg_' and m.member::regrole::text !~ '^pg_'
 order by 1, 2, 3
 """

@@ -128,7 +128,11 @@ DRIFT = {
     ),
     "default-privileges": (
         "alter default privileges for role pipeline_owner grant select on tables to analyst",
-        "the project does not have: default privileges of pipeline_owner * r: analyst SELECT",
+        "the project does not have: default privileges of pipeline_owner r: analyst SELECT",
+    ),
+    "default-privileges-lost": (
+        "alter default privileges for role masker grant execute on functions to public",
+        "the database does not have: default privileges of masker f: masker EXECUTE",
     ),
     "role-attribute": ("alter role loader createrole", "the project does not have: role loader createrole nologin"),
     "view-added": (
@@ -140,7 +144,7 @@ DRIFT = {
         "masking.stg_sqs__messages has no security_barrier",
     ),
     "view-granted": (
-        "grant select on masking.base_sqs__messages to transformer; grant select on masking.base_sqs__messages to analyst",
+        "grant select on masking.base_sqs__messages to analyst",
         "masking.base_sqs__messages: analyst SELECT",
     ),
     "table-of-dbts-granted": (
