@@ -130,7 +130,7 @@ def grants(cursor) -> Check:
     reads_bodies, is_superuser, login = cursor.fetchone()
     if reads_bodies or is_superuser:
         return Check("grants", False, f"{login} can read bodies: load as a login that has the role loader and no other")
-    return Check("grants", True, f"{login} may add messages, and read none")
+    return Check("grants", True, f"{login} may add messages, and read none (for all logins: make attest)")
 
 
 def keys(cursor) -> Check:

@@ -16,7 +16,6 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 from loader import errors, postgres
-from loader.postgres import connection_failure as first_line  # noqa: F401  migrations/ takes it from here
 from loader.sqs import Message
 
 # All of it ends with the transaction: behind PgBouncer, the next one may run in another session. A deleted message has

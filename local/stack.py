@@ -253,7 +253,7 @@ class Stack:
 
     @property
     def _cluster(self) -> Path:
-        return (self.folder / "postgres").resolve()
+        return self._account.place(self.folder / "postgres")
 
     @property
     def _sqs(self) -> Path:
@@ -283,7 +283,8 @@ class Stack:
             return bin_dir
         copy = self._cluster / f"postgresql-{major(bin_dir)}"
         if not copy.exists():
-            new = Path(shutil.copytree(bin_dir.parent, copy.with_suffix(".new"), dirs_exist_ok=True))
+            shutil.rmtree(copy.with_suffix(".new"), ignore_errors=True)
+            new = Path(shutil.copytree(bin_dir.parent, copy.with_suffix(".new")))
             for path in (new, *new.rglob("*")):
                 self._account.own(path)
             new.rename(copy)
@@ -293,9 +294,7 @@ class Stack:
         state = self._state()
         self._save(state)
         password_file = self._cluster / "password"
-        password_file.touch(mode=0o600)
-        password_file.write_text(state["passwords"][SUPERUSER])
-        self._account.own(password_file)
+        self._account.write(password_file, state["passwords"][SUPERUSER])
         new = self._cluster / "data.new"
         shutil.rmtree(new, ignore_errors=True)
         self._run(

@@ -15,8 +15,10 @@ from urllib.parse import quote, urlencode
 
 import psycopg2
 import psycopg2.errors
+from psycopg2.extensions import connection as Connection
 
-from loader.land import first_line
+from loader import postgres
+from loader.errors import LoaderError
 
 ROOT = Path(__file__).resolve().parent.parent
 DBT_PROJECT = ROOT / "dbt_project"
@@ -96,6 +98,15 @@ KEYS_OF_A_WORKER = """
 """
 
 
+RECORD_BOUNDARY = """
+    create temporary table deployed on commit drop as
+    select oid::regclass::text as view, md5(pg_get_viewdef(oid)) as definition from pg_class
+    where relnamespace = 'masking'::regnamespace and relkind = 'v';
+    delete from migrations.boundary where (view, definition) not in (select view, definition from deployed);
+    insert into migrations.boundary select * from deployed where view not in (select view from migrations.boundary)
+"""
+
+
 def main() -> None:
     """Exits with 0 when up to date, 3 without a database, 4 where it may not or cannot, 5 when a step failed."""
     url = database_url()
@@ -105,15 +116,17 @@ def main() -> None:
         distribute()
         deploy_boundary()
         apply_routines()  # drops what the boundary needed until now
+        record_boundary()
     print("The database is up to date: migrations and routines applied, boundary deployed.")
+
+
+def connect() -> Connection:
+    return postgres.connect("migrations")
 
 
 def database_url() -> str:
     """The database of PG*, as a URL for dbmate, which knows neither every PG* variable nor sslmode=prefer."""
-    try:
-        connection = psycopg2.connect(connect_timeout=10)
-    except psycopg2.OperationalError as error:
-        fail(3, f"No database: {first_line(error)}. Check PGHOST, PGPORT, PGDATABASE, PGUSER and PGPASSWORD.")
+    connection = connect()
     with connection.cursor() as cursor:
         cursor.execute(
             "select current_setting('server_version_num')::integer, current_setting('server_encoding'),"
@@ -152,11 +165,12 @@ def database_url() -> str:
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
     """Holds a lock on a table of migrator's: everybody could take an advisory lock. No load and no reader waits."""
-    with closing(psycopg2.connect()) as connection, connection.cursor() as cursor:
+    with closing(connect()) as connection, connection.cursor() as cursor:
         cursor.execute("select to_regclass('migrations.routines')")
         if cursor.fetchone() == (None,):
             cursor.execute("create schema if not exists migrations")
             cursor.execute("create table migrations.routines (files text, server text, in_database text)")
+            cursor.execute("create table migrations.boundary (view text primary key, definition text)")
             connection.commit()
         wait_at_most_a_minute(cursor)
         try:
@@ -183,7 +197,7 @@ def apply_routines() -> None:
     """Makes functions, triggers and their grants what routines/ says, in one transaction, where they are not yet."""
     files = sorted((ROOT / "migrations" / "routines").glob("*.sql"))
     wanted = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    with closing(psycopg2.connect()) as connection, connection.cursor() as cursor:
+    with closing(connect()) as connection, connection.cursor() as cursor:
         cursor.execute(IN_DATABASE)
         [found] = cursor.fetchone()
         cursor.execute("select files, server, in_database from migrations.routines")
@@ -224,7 +238,7 @@ def drop_left_over(cursor) -> bool:
 
 def distribute() -> None:
     """On Citus: spreads raw over the workers, once, and brings every worker the keys that there are by now."""
-    with closing(psycopg2.connect()) as coordinator, coordinator.cursor() as cursor:
+    with closing(connect()) as coordinator, coordinator.cursor() as cursor:
         cursor.execute("set role pipeline_owner")
         cursor.execute("select to_regclass('pg_catalog.pg_dist_node') is not null, raw.is_distributed()")
         has_citus, is_distributed = cursor.fetchone()
@@ -249,7 +263,7 @@ def distribute() -> None:
             if not bring_keys(host, port, keys.getvalue(), functions):
                 fail(5, f"The worker {host}:{port} gets no keys: its schema masking is not as here, or open to others.")
         except psycopg2.Error as error:
-            reason = error.diag.message_primary or first_line(error)
+            reason = error.diag.message_primary or postgres.connection_failure(error)
             fail(5, f"The worker {host}:{port} could not be given the masking keys: {reason}.")
 
 
@@ -279,6 +293,12 @@ def deploy_boundary() -> None:
         fail(5, "The boundary could not be deployed; dbt's reason is above.")
 
 
+def record_boundary() -> None:
+    """Keeps what was deployed, for `make attest` to compare with; a statement that changes nothing when nothing has."""
+    with closing(connect()) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(RECORD_BOUNDARY)
+
+
 def fail(status: int, sentence: str) -> None:
     print(sentence, file=sys.stderr)
     raise SystemExit(status)
@@ -291,6 +311,9 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         fail(2, "python -m migrations takes no arguments; PG* name the database.")
     try:
-        main()
+        with postgres.explained("Migrate as migrator (deploy/bootstrap.sql)"):
+            main()
+    except LoaderError as error:
+        fail(error.exit_status, str(error))
     except KeyboardInterrupt:
         fail(130, "Interrupted. A migration that was under way is rolled back; run it again.")

@@ -176,15 +176,12 @@ def purge(keep_days: int) -> None:
 def attest(as_json: bool, max_key_age: int, print_contract: bool) -> None:
     """Compare the live database with the project, read-only: one line an item, with its remedy where something is off.
 
-    As a superuser, or as a login in pg_read_all_data and pg_read_all_settings (backup_user is in the first, and can do
-    it all but see settings that the server hides). Exit status 11 when something is off.
+    As a login in the role pg_read_all_data, such as backup_user, or as superuser. Exit status 11 when something is off.
     """
-    with postgres.explained("Run it as superuser, or as a login in the role pg_read_all_data"):
+    with postgres.explained("Run it as a login in pg_read_all_data, or as superuser"), attestation.reading() as cursor:
         if print_contract:
-            with closing(postgres.connect("attest")) as connection, connection.cursor() as cursor:
-                click.echo("\n".join(attestation.inventory(cursor)))
-            return
-        items = list(attestation.examine(max_key_age))
+            return click.echo("\n".join(attestation.inventory(cursor)))
+        items = list(attestation.examine(cursor, max_key_age))
     click.echo(attestation.to_json(items) if as_json else "\n".join(map(str, items)))
     if failed := sum(not item.well for item in items):
         raise errors.NotWell(failed=failed)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,8 +49,10 @@ grants (what, owner, acl) as (
     union all
     select 'function ' || name, proowner, coalesce(proacl, acldefault('f', proowner)) from functions
     union all
-    select 'default privileges of ' || defaclrole::regrole || ' ' || coalesce(defaclnamespace::regnamespace::text, '*')
-        || ' ' || defaclobjtype, defaclrole, defaclacl
+    select
+        format('default privileges of %s %s', defaclrole::regrole, defaclobjtype)
+        || case when defaclnamespace <> 0 then format(' in %s', defaclnamespace::regnamespace) else '' end,
+        defaclrole, defaclacl
     from pg_default_acl
 ),
 by_column as (
@@ -98,7 +100,7 @@ select format(
     case when acl.is_grantable then ' with grant option' end
 )
 from grants cross join lateral aclexplode(acl) as acl
-where acl.grantee <> owner
+where (acl.grantee <> owner or what like 'default privileges%')
     -- a rotation that is open, which has a line of its own
     and not (what like 'function masking.carried_over(%' and acl.grantee = 'transformer'::regrole)
     and not (what = 'database' and acl.grantee in (select oid from pg_roles where rolname = 'backup_user'))
@@ -115,7 +117,8 @@ select format(
 )
 from pg_roles
 where rolname in (
-    'loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention', 'masker', 'pipeline_owner', 'migrator'
+    'loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention', 'migrator', 'masker',
+    'pipeline_owner'
 )
 order by 1
 """
@@ -213,8 +216,8 @@ order by 1
 MEMBERS = """
 select
     m.roleid::regrole::text, m.member::regrole::text, m.grantor::regrole::text, m.admin_option,
-    m.roleid::regrole::text in ('masker', 'pipeline_owner') and m.member::regrole::text <> 'migrator' or
-    m.roleid::regrole::text = 'migrator'
+    m.roleid::regrole::text in ('masker', 'pipeline_owner', 'migrator') and m.member::regrole::text <> 'migrator'
+    and not (select rolsuper or rolcreaterole from pg_roles where pg_roles.oid = m.member)
     or m.roleid::regrole::text ~ '^pg_' and (
         m.member::regrole::text in ('loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention')
         or m.roleid::regrole::text ~ '(server|all_data|signal|checkpoint|maintain|create_sub)'
@@ -222,7 +225,8 @@ select
     )
 from pg_auth_members as m
 where m.roleid::regrole::text in (
-    'loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention', 'masker', 'pipeline_owner', 'migrator'
+    'loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention', 'migrator', 'masker',
+    'pipeline_owner'
 ) or m.roleid::regrole::text ~ '^pg_' and m.member::regrole::text !~ '^pg_'
 order by 1, 2, 3
 """
@@ -289,18 +293,23 @@ def inventory(cursor: Cursor) -> list[str]:
     return _column(cursor, INVENTORY)
 
 
-def examine(max_key_age_days: int = 400) -> Iterator[Item]:
-    """Every item, of the database of PG*. Raises psycopg2.Error."""
-    with closing(postgres.connect("attest")) as connection:
-        connection.set_session(readonly=True)
-        with connection.cursor() as cursor:
-            yield from against_contract(inventory(cursor), CONTRACT.read_text().splitlines())
-            yield from _none(_column(cursor, BOUNDARY), "boundary", "views as `make migrate` deployed them", MIGRATE)
-            yield from _none(_column(cursor, DBT), "dbt", "tables and views as dbt makes them", REBUILD)
-            yield from members(cursor)
-            yield from powers(cursor)
-            yield from settings(cursor)
-            yield from ages(cursor, max_key_age_days)
+@contextmanager
+def reading() -> Iterator[Cursor]:
+    """A cursor on the database of PG* that changes nothing. Raises psycopg2.Error."""
+    with closing(postgres.connect("attest")) as connection, connection.cursor() as cursor:
+        connection.set_session(readonly=True, isolation_level="REPEATABLE READ")
+        yield cursor
+
+
+def examine(cursor: Cursor, max_key_age_days: int = 400) -> Iterator[Item]:
+    """Every item. Raises psycopg2.Error."""
+    yield from against_contract(inventory(cursor), CONTRACT.read_text().splitlines())
+    yield from _none(_column(cursor, BOUNDARY), "boundary", "views as `make migrate` deployed them", MIGRATE)
+    yield from _none(_column(cursor, DBT), "dbt", "tables and views as dbt makes them", REBUILD)
+    yield from members(cursor)
+    yield from powers(cursor)
+    yield from settings(cursor)
+    yield from ages(cursor, max_key_age_days)
 
 
 def against_contract(found: Iterable[str], expected: Iterable[str]) -> Iterator[Item]:
@@ -350,7 +359,7 @@ def members(cursor: Cursor) -> Iterator[Item]:
 def powers(cursor: Cursor) -> Iterator[Item]:
     cursor.execute(POWERFUL)
     for role, what, is_off in cursor.fetchall():
-        yield Item("powers", not is_off, f"{role}: {what}", f"alter role {role} with no… (PostgreSQL: ALTER ROLE)")
+        yield Item("powers", not is_off, f"{role}: {what}", f"alter role {role} nosuperuser noreplication nobypassrls")
     [closable] = _column(cursor, "select count(*) from pg_roles where rolname = 'rds_superuser'")
     [count] = _column(cursor, OPEN)
     finding = f"{count} functions for advisory locks and large objects are open to every login"

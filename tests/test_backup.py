@@ -122,7 +122,7 @@ def test_a_backup_of_15_is_restored_into_17_and_goes_on(postgres_15, folder):
         erased = "select count(*) from privacy.erased_messages"
         assert as_superuser(restored, erased) == [(2,)]
 
-        planted = "select proname from pg_proc where proname = 'evil' union select relname from pg_class where relname = 'evil'"
+        planted = "select from pg_proc where proname = 'evil' union all select from pg_class where relname = 'evil'"
         assert as_superuser(restored, planted) == []
         assert as_superuser(restored, "select rolname from pg_roles where rolsuper") == [(SUPERUSER,)]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from local.postgres import choose_postgres, find_postgres, major
+from local.postgres import Account, choose_postgres, find_postgres, major
 from local.processes import StackError, wait
 from local.stack import DATABASE, LOGINS, SUPERUSER, Stack
 
@@ -217,8 +217,9 @@ def test_a_folder_in_tmp_that_somebody_else_made_is_not_used(hidden):
     target = (own.folder / "postgres").readlink()
     own.stop_postgres()
     os.chown(target, 12345, 12345)
-    with pytest.raises(StackError, match=f"{target} belongs to another user"):
+    with pytest.raises(StackError, match=f"{target} is not the folder that was made here"):
         own.up()
+    os.chown(target, Account().uid, Account().gid)
     own.remove()
 
 
@@ -227,7 +228,7 @@ def test_another_users_stack_is_left_alone(hidden):
     own = Stack(hidden / "state", pg_port=0, sqs_port=0)
     (own.folder / "postgres").mkdir(parents=True)
     os.chown(own.folder / "postgres", 12345, 12345)
-    with pytest.raises(StackError, match="postgres belongs to another user: remove it, or act as that user"):
+    with pytest.raises(StackError, match="postgres is not the folder that was made here"):
         own.up()
 
 
@@ -323,3 +324,56 @@ def test_a_line_that_is_not_text_is_named(local, queue, tmp_path):
     result = local("send", "--queue-name", queue.name, "--file", str(tmp_path / "messages"))
     assert result.returncode == 1
     assert result.stderr.endswith("messages, line 2: not UTF-8, which SQS wants.\n")
+
+
+@pytest.fixture
+def closed(folder, monkeypatch):
+    """A folder for the state that PostgreSQL's user cannot reach, and a folder for temporary files that all can."""
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    temporary.chmod(0o1777)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    (folder / "closed").mkdir(mode=0o700)
+    return folder / "closed"
+
+
+@as_root
+def test_where_the_cluster_is_nobody_can_tell_in_advance(closed):
+    account = Account()
+    account.folder(closed / "one")
+    place = account.place(closed / "one")
+    (closed / "one").unlink()
+    account.folder(closed / "one")
+    assert place != account.place(closed / "one")
+    assert place.stat().st_mode & 0o777 == 0o700
+
+
+@as_root
+@pytest.mark.parametrize("action", ["up", "down", "remove"])
+def test_a_link_in_place_of_the_cluster_leads_nowhere(closed, action):
+    """Somebody put it there when the folder had been cleaned away."""
+    stack = Stack(closed, pg_port=0, sqs_port=0)
+    account = Account()
+    account.folder(closed / "postgres")
+    place = account.place(closed / "postgres")
+    victim = closed.parent / "victim"
+    victim.mkdir()
+    account.own(victim)
+    (victim / "kept").touch()
+    place.rmdir()
+    place.symlink_to(victim)
+
+    with pytest.raises(StackError, match="is not the folder that was made here"):
+        getattr(stack, action)()
+    assert (victim / "kept").exists()
+
+
+@as_root
+def test_a_link_in_place_of_the_password_file_is_not_written_through(closed):
+    account, victim = Account(), closed / "victim"
+    victim.write_text("kept")
+    (closed / "password").symlink_to(victim)
+    account.write(closed / "password", "secret")
+    assert victim.read_text() == "kept"
+    assert victim.stat().st_uid == 0
+    assert (closed / "password").read_text() == "secret"

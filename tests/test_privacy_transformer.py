@@ -91,7 +91,8 @@ REFUSED = {
     "subject-of-another-type": f"drop view staging.as_it_is cascade; {ALTER} alter subject type name",
     "padded-subject": f"drop view staging.as_it_is cascade; {ALTER} alter subject type character(200)",
     "message_id-cut": f"drop view staging.as_it_is cascade; {ALTER} alter message_id type name",
-    "load_id-of-another-type": f"drop view staging.as_it_is, analytics.queue_health cascade; {ALTER} alter load_id type double precision",
+    "load_id-of-another-type": "drop view staging.as_it_is, analytics.queue_health cascade;"
+    f" {ALTER} alter load_id type double precision",
     "tokens-of-another-type": f"{ALTER} add masked_trap xml",
     "another-column": f"{ALTER} add x staging.pair[]",
     "no-subject": f"drop view staging.as_it_is cascade; {ALTER} rename subject to object",

@@ -1,0 +1,266 @@
+"""make attest: a database as the project says passes; each kind of drift is one line that says what to do."""
+
+import contextlib
+import json
+
+import psycopg2.errors
+import pytest
+
+from privacy import attest
+from tests.officer import as_superuser, privacy
+from tests.pipeline import dbt, land
+
+TAKEN = "staging.int_messages__masked"
+
+
+@pytest.fixture(scope="module")
+def built(module_database):
+    land(module_database, ['{"user_id": "u"}'])
+    dbt(module_database, "run")
+    return module_database
+
+
+def found_off(cursor) -> dict[str, str]:
+    """What is off, and its remedy."""
+    return {item.finding: item.remedy for item in attest.examine(cursor) if not item.well}
+
+
+@contextlib.contextmanager
+def superuser(database):
+    """In a transaction that is rolled back."""
+    with contextlib.closing(database.connect("postgres")) as connection, connection.cursor() as cursor:
+        yield cursor
+        connection.rollback()
+
+
+def test_a_new_database_is_as_the_contract_says(either_postgres):
+    with superuser(either_postgres) as cursor:
+        expected = attest.CONTRACT.read_text().splitlines()
+        off = [str(item) for item in attest.against_contract(attest.inventory(cursor), expected) if not item.well]
+    assert off == []
+
+
+# What somebody does, and the line that shows it.
+DRIFT = {
+    "grant-on-table": (
+        "grant select on raw.sqs_messages to analyst",
+        "the project does not have: relation raw.sqs_messages: analyst SELECT",
+    ),
+    "grant-on-column": (
+        "grant select (body) on raw.sqs_messages to loader",
+        "the project does not have: relation raw.sqs_messages: loader SELECT (body)",
+    ),
+    "grant-lost": (
+        "revoke insert on raw.loads from loader; revoke insert (load_id) on raw.loads from loader",
+        "the database does not have: relation raw.loads: loader INSERT (duplicates, landed, load_id, queue, received)",
+    ),
+    "grant-to-public": (
+        "grant usage on schema raw to public",
+        "the project does not have: schema raw: PUBLIC USAGE",
+    ),
+    "grant-option": (
+        "grant usage on schema raw to loader with grant option",
+        "the project does not have: schema raw: loader USAGE with grant option",
+    ),
+    "grant-on-database": (
+        "do $$ begin execute format('grant create on database %I to transformer', current_database()); end $$",
+        "the project does not have: database: transformer CREATE",
+    ),
+    "grant-on-function": (
+        "grant execute on function masking.masked to transformer",
+        "the project does not have: function masking.masked(text,text,integer,integer): transformer EXECUTE",
+    ),
+    "grant-on-sequence": (
+        "grant update on raw.load_id_seq to loader",
+        "the project does not have: relation raw.load_id_seq: loader UPDATE",
+    ),
+    "owner-of-table": (
+        "alter table privacy.audit owner to transformer",
+        "the project does not have: relation privacy.audit is owned by transformer, kind r",
+    ),
+    "owner-of-schema": (
+        "alter schema privacy owner to transformer",
+        "the project does not have: schema privacy is owned by transformer",
+    ),
+    "owner-of-database": (
+        "do $$ begin execute format('alter database %I owner to transformer', current_database()); end $$",
+        "the project does not have: database is owned by transformer",
+    ),
+    "owner-of-function": (
+        "alter function privacy.record owner to postgres",
+        "the project does not have: function privacy.record(text,bigint,text,text,bigint) is owned by postgres, vu"
+        " search_path=pg_catalog, pg_temp",
+    ),
+    "function-with-definers-rights": (
+        "alter function masking.ensure_keys security definer",
+        "the project does not have: function masking.ensure_keys(text[]) is owned by masker, security definer, vu ",
+    ),
+    "function-removed": (
+        "drop function privacy.purge",
+        "the database does not have: function privacy.purge(integer): retention EXECUTE",
+    ),
+    "function-added": (
+        "create function privacy.f() returns int language sql return 1",
+        "the project does not have: function privacy.f() is owned by postgres, vu ",
+    ),
+    "trigger-disabled": (
+        "alter table privacy.audit disable trigger append_only",
+        "the project does not have: trigger CREATE TRIGGER append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON"
+        " privacy.audit FOR EACH STATEMENT EXECUTE FUNCTION privacy.refuse_change(), D",
+    ),
+    "trigger-removed": (
+        "drop trigger in_this_load on raw.loads",
+        "the database does not have: trigger CREATE TRIGGER in_this_load BEFORE INSERT ON raw.loads FOR EACH ROW"
+        " EXECUTE FUNCTION raw.in_this_load(), O",
+    ),
+    "constraint-removed": (
+        "alter table raw.sqs_messages drop constraint load_id_is_positive",
+        "the database does not have: constraint load_id_is_positive on raw.sqs_messages: CHECK ((load_id > 0))",
+    ),
+    "row-security": (
+        "alter table raw.sqs_messages enable row level security",
+        "the project does not have: relation raw.sqs_messages is owned by pipeline_owner, kind r, row security",
+    ),
+    "policy": ("create policy p on raw.sqs_messages", "the project does not have: policy p on raw.sqs_messages"),
+    "rule": (
+        "create rule r as on delete to privacy.audit do instead nothing",
+        "the project does not have: rule r on privacy.audit",
+    ),
+    "default-privileges": (
+        "alter default privileges for role pipeline_owner grant select on tables to analyst",
+        "the project does not have: default privileges of pipeline_owner r: analyst SELECT",
+    ),
+    "default-privileges-lost": (
+        "alter default privileges for role masker grant execute on functions to public",
+        "the database does not have: default privileges of masker f: masker EXECUTE",
+    ),
+    "role-attribute": ("alter role loader createrole", "the project does not have: role loader createrole nologin"),
+    "view-added": (
+        "set role masker; create view masking.v with (security_barrier) as select 1 as x; reset role",
+        "view masking.v is not the one that `make migrate` deployed",
+    ),
+    "view-without-barrier": (
+        "alter view masking.stg_sqs__messages reset (security_barrier)",
+        "masking.stg_sqs__messages has no security_barrier",
+    ),
+    "view-granted": (
+        "grant select on masking.base_sqs__messages to analyst",
+        "masking.base_sqs__messages: analyst SELECT",
+    ),
+    "table-of-dbts-granted": (
+        "grant select on analytics.user_logins to loader",
+        "analytics.user_logins: loader SELECT",
+    ),
+    "table-of-dbts-owned": (
+        "alter table analytics.user_logins owner to analyst",
+        "analytics.user_logins belongs to analyst",
+    ),
+    "table-of-dbts-hidden": (f"alter table {TAKEN} enable row level security", f"{TAKEN} has row security"),
+    "trigger-of-transformers": (
+        f"create trigger t after insert on {TAKEN} execute function suppress_redundant_updates_trigger()",
+        f"trigger t on {TAKEN}",
+    ),
+    "index-of-transformers": (
+        f"create index i on {TAKEN} (md5(subject))",
+        f"index staging.i on {TAKEN} is on an expression",
+    ),
+    "check-of-transformers": (f"alter table {TAKEN} add constraint c check (true)", f"constraint c on {TAKEN}"),
+    "function-of-transformers": (
+        "set role transformer; create function staging.f() returns int language sql return 1; reset role",
+        "function staging.f() belongs to transformer",
+    ),
+    "type-of-transformers": (
+        "set role transformer; create domain staging.d as text; reset role",
+        "type staging.d belongs to transformer",
+    ),
+    "materialized-view": (
+        "set role transformer; create materialized view analytics.m as select 1 as x; reset role",
+        "analytics.m is of the kind m",
+    ),
+    "member-of-an-owner": (
+        "create role boss login; grant masker to boss",
+        "boss is in masker (granted by postgres)",
+    ),
+    "member-of-a-powerful-role": (
+        "create role boss login; grant pg_execute_server_program to boss with admin option",
+        "boss is in pg_execute_server_program and may add others (granted by postgres)",
+    ),
+    "daily-role-in-another": (
+        "grant pg_monitor to loader",
+        "loader is in pg_monitor (granted by postgres)",
+    ),
+    "superuser": ("create role boss superuser", "boss: superuser"),
+    "bypasses-row-security": ("create role boss bypassrls", "boss: bypasses row security"),
+    "replication": ("alter role analyst_user replication", "analyst_user: replication"),
+    "functions-open": (
+        "grant execute on function pg_advisory_lock(bigint) to public",
+        "1 functions for advisory locks and large objects are open to every login",
+    ),
+    "log-setting": ("set local log_statement = 'all'", "log_statement is all"),
+    "triggers-off": ("set local session_replication_role = replica", "session_replication_role is replica"),
+    "old-keys": ("update masking.keys set created_at = now() - interval '500 days'", "500 days old"),
+    "no-keys": ("truncate masking.keys", "there is no masking key"),
+    "rotation-open": (
+        "grant execute on function masking.carried_over to transformer",
+        "a rotation is open",
+    ),
+    "sequence-behind": (
+        "select setval('raw.load_id_seq', 1); alter table raw.loads disable trigger user;"
+        " insert into raw.loads (load_id, queue, received, landed, duplicates) values (99, 'q', 0, 0, 0)",
+        "raw.load_id_seq is at 1, the newest load is 99",
+    ),
+}
+
+
+@pytest.mark.parametrize("drift", DRIFT)
+def test_each_drift_is_reported_with_what_to_do(built, drift):
+    statements, finding = DRIFT[drift]
+    with superuser(built) as cursor:
+        before = found_off(cursor)
+        cursor.execute(statements)
+        after = found_off(cursor)
+    assert before == {}
+    assert after[finding] != ""
+
+
+def test_a_function_with_another_body_is_reported(built):
+    with superuser(built) as cursor:
+        cursor.execute(
+            "create or replace function privacy.purge(keep_days integer) returns text language sql return 'x'"
+        )
+        off = found_off(cursor)
+    [body] = [line for line in off if "privacy.purge(integer) has the body" in line and "project" in line]
+    assert off[body] == attest.MIGRATE
+
+
+def test_the_command_ends_with_11_when_something_is_off(built):
+    well = privacy(built, "attest", login="backup_user")
+    assert (well.returncode, well.stderr) == (0, ""), well.stdout
+    assert "ok    record       last audit entry: none" in well.stdout
+
+    as_superuser(built, "grant select on raw.sqs_messages to analyst; select 1")
+    off = privacy(built, "attest", "--json", login="backup_user")
+    as_superuser(built, "revoke select on raw.sqs_messages from analyst; select 1")
+
+    assert off.returncode == 11
+    assert [each for each in json.loads(off.stdout) if not each["well"]] == [
+        {
+            "kind": "contract",
+            "well": False,
+            "finding": "the project does not have: relation raw.sqs_messages: analyst SELECT",
+            "remedy": attest.BY_HAND,
+        }
+    ]
+
+
+def test_who_may_not_see_it_all_is_told_who_may(built):
+    refused = privacy(built, "attest", login="analyst_user")
+    assert refused.returncode == 4
+    assert "Run it as a login in pg_read_all_data, or as superuser" in refused.stderr
+
+
+def test_it_changes_nothing(built, monkeypatch):
+    for name, value in built.env("postgres").items():
+        monkeypatch.setenv(name, value)
+    with attest.reading() as cursor, pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
+        cursor.execute("create table public.t ()")
