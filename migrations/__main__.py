@@ -157,11 +157,13 @@ def apply_routines() -> None:
     with closing(psycopg2.connect()) as connection, connection.cursor() as cursor:
         cursor.execute(IN_DATABASE)
         [found] = cursor.fetchone()
+        server = f"{connection.server_version} {citus.version(cursor)}"
         cursor.execute("select files, server, in_database from migrations.routines")
-        if cursor.fetchone() == (wanted, str(connection.server_version), found):
+        if cursor.fetchone() == (wanted, server, found):
             return
         wait_at_most_a_minute(cursor)  # a trigger waits for the loads under way
         for file in files:
+            citus.choose_workers(cursor, file.stem)
             try:
                 cursor.execute(file.read_text())
             except psycopg2.Error as error:
@@ -173,7 +175,7 @@ def apply_routines() -> None:
         [found] = cursor.fetchone()
         cursor.execute("delete from migrations.routines")
         if is_complete:
-            as_applied = (wanted, connection.server_version, found)
+            as_applied = (wanted, server, found)
             cursor.execute("insert into migrations.routines values (%s, %s, %s)", as_applied)
         connection.commit()
 

@@ -11,6 +11,9 @@ from loader.land import first_line
 
 HAS_CITUS = "select to_regclass('pg_catalog.pg_dist_node') is not null"
 
+# The files of routines/ that workers get: what parses and masks, and what views call. No other function is there to try.
+ON_WORKERS = {"_closed", "analytics", "keys", "masking"}
+
 # Each in a transaction of its own. Citus takes to the workers what an object depends on, roles among it, as superuser;
 # but as migrator, who may not, when the same transaction has made something there already. And what one role has made on
 # a worker, another role does not see there before the commit.
@@ -83,6 +86,17 @@ def prepare() -> None:
         if cursor.fetchone() == (True,):
             for statement in FIRST:
                 cursor.execute(statement)
+
+
+def version(cursor: Cursor) -> str:
+    """Of the extension, or nothing; where it is new, every function has to be taken to the workers."""
+    cursor.execute("select extversion from pg_extension where extname = 'citus'")
+    return "".join(f"Citus {extension}" for (extension,) in cursor.fetchall())
+
+
+def choose_workers(cursor: Cursor, routines: str) -> None:
+    """Whether the file that follows is applied to workers too; without Citus, this setting is nobody's."""
+    cursor.execute(f"set local citus.enable_ddl_propagation = {'on' if routines in ON_WORKERS else 'off'}")
 
 
 def distribute() -> None:
