@@ -75,6 +75,7 @@ def main() -> None:
         apply_routines()
         citus.distribute()
         deploy_boundary()
+        citus.bring_keys()
         apply_routines()  # drops what the boundary needed until now
     print("The database is up to date: migrations and routines applied, boundary deployed.")
 

@@ -100,7 +100,7 @@ def choose_workers(cursor: Cursor, routines: str) -> None:
 
 
 def distribute() -> None:
-    """Spreads raw over the workers, once, where CITUS says so; and brings every worker the keys that there are by now."""
+    """Spreads raw over the workers, once, where CITUS says so."""
     with closing(psycopg2.connect()) as coordinator, coordinator.cursor() as cursor:
         cursor.execute("set role pipeline_owner")
         cursor.execute("select raw.is_distributed()")
@@ -112,6 +112,15 @@ def distribute() -> None:
                 raise CannotDistribute(4, "CITUS is set, but there is no extension citus: see deploy/README.md, Citus.")
             cursor.execute("select raw.distribute()")
             coordinator.commit()
+
+
+def bring_keys() -> None:
+    """After the boundary, whose kinds have their keys by then: brings every worker the keys that there are."""
+    with closing(psycopg2.connect()) as coordinator, coordinator.cursor() as cursor:
+        cursor.execute("set role pipeline_owner")
+        cursor.execute("select raw.is_distributed()")
+        if cursor.fetchone() == (False,):
+            return
         cursor.execute(WORKERS)
         workers = cursor.fetchall()
         cursor.execute("set role masker")
@@ -122,7 +131,7 @@ def distribute() -> None:
     for host, port in workers:
         try:
             with closing(psycopg2.connect(host=host, hostaddr="", port=port, connect_timeout=10)) as worker:
-                bring_keys(worker.cursor(), keys.getvalue(), functions)
+                bring_keys_to(worker.cursor(), keys.getvalue(), functions)
                 worker.commit()
         except psycopg2.Error as error:
             reason = error.diag.message_primary or first_line(error)
@@ -131,7 +140,7 @@ def distribute() -> None:
             raise CannotDistribute(5, f"The worker {host}:{port} gets no keys: {refusal}.") from None
 
 
-def bring_keys(cursor: Cursor, keys: bytes, functions: set[tuple]) -> None:
+def bring_keys_to(cursor: Cursor, keys: bytes, functions: set[tuple]) -> None:
     """To a worker whose functions are the coordinator's, and nobody else's to call. By COPY, whose data no log shows."""
     cursor.execute("set citus.enable_ddl_propagation = off")  # what follows is for this worker alone
     cursor.execute(CLOSE)
