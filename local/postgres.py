@@ -80,7 +80,7 @@ class Account:
     def write(self, path: Path, text: str) -> None:
         """A new file that this account alone reads. It follows no link in its place."""
         path.unlink(missing_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
             os.fchown(file.fileno(), self.uid, self.gid)
             file.write(text)
 
@@ -99,7 +99,7 @@ class Account:
 
     def place(self, wanted: Path) -> Path:
         """Where that folder is: itself or behind its link. Anybody can put something else in /tmp: that is refused."""
-        place = Path(os.readlink(wanted)) if wanted.is_symlink() else wanted
+        place = wanted.readlink() if wanted.is_symlink() else wanted
         if os.path.lexists(place) and (place.is_symlink() or place.lstat().st_uid != self.uid):
             raise StackError(f"{place} is not the folder that was made here: remove {wanted}, or act as its owner.")
         return place

@@ -34,8 +34,8 @@ end $$;
 
 grant usage on schema extensions to masker, pipeline_owner;
 
-set local role pipeline_owner;
-alter default privileges revoke execute on functions from public;
+-- As migrator, who is a member of both owners: on a worker of Citus, another role would not see these schemas yet.
+alter default privileges for role pipeline_owner, masker revoke execute on functions from public;
 
 -- loader lands, masker reads what landed, transformer sees ids and counts.
 grant usage on schema raw to loader, masker, transformer;
@@ -43,12 +43,7 @@ grant usage on schema raw to loader, masker, transformer;
 grant usage, create on schema staging, analytics to transformer;
 grant usage on schema analytics to analyst, privacy_officer, monitor, masker;
 grant usage on schema privacy to masker, transformer, privacy_officer, retention;
-
-set local role masker;
-alter default privileges revoke execute on functions from public;
 grant usage on schema masking to transformer, pipeline_owner;
-
-reset role;
 
 -- migrate:down
 -- none: the way back is a backup

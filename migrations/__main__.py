@@ -4,7 +4,6 @@ With CITUS set, raw is spread over the workers of a Citus cluster first, and sta
 """
 
 import hashlib
-import io
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from psycopg2.extensions import connection as Connection
 
 from loader import postgres
 from loader.errors import LoaderError
+from migrations import citus
 
 ROOT = Path(__file__).resolve().parent.parent
 DBT_PROJECT = ROOT / "dbt_project"
@@ -67,36 +67,6 @@ LEFT_OVER = """
         and xmin <> pg_current_xact_id()::xid and proname not like 'read\\_%'
 """
 
-# On a worker, by masker. Citus takes functions there with their grants; that PUBLIC may not execute them is no grant.
-CLOSE = """
-    revoke execute on function masking.masked, masking.carried_over from public
-"""
-
-# The functions that read keys are the coordinator's, and nobody may call them or see keys but owners (and transformer,
-# while a rotation is open, the one that it needs for that).
-FUNCTIONS = """
-    select array_agg((oid::regprocedure::text, md5(prosrc), prosecdef, proowner::regrole::text)::text order by proname)
-    from pg_proc where pronamespace = 'masking'::regnamespace and proname in ('masked', 'carried_over', 'key_version')
-"""
-OPEN_TO_OTHERS = """
-    select grantee from pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner)))
-    where
-        pronamespace = 'masking'::regnamespace and proname in ('masked', 'carried_over')
-        and grantee not in ('masker'::regrole, 'pipeline_owner'::regrole)
-        and (proname, grantee) <> ('carried_over', 'transformer'::regrole)
-    union all
-    select grantee from pg_class, aclexplode(relacl)
-    where oid = to_regclass('masking.keys') and grantee <> 'masker'::regrole
-"""
-
-KEYS_OF_A_WORKER = """
-    create table if not exists masking.keys (
-        kind text, version integer, key bytea not null, primary key (kind, version)
-    );
-    alter table masking.keys alter column key set statistics 0;
-    delete from masking.keys
-"""
-
 
 RECORD_BOUNDARY = """
     create temporary table deployed on commit drop as
@@ -111,10 +81,12 @@ def main() -> None:
     """Exits with 0 when up to date, 3 without a database, 4 where it may not or cannot, 5 when a step failed."""
     url = database_url()
     with one_at_a_time():
+        citus.prepare()
         apply_migrations(url)
         apply_routines()
-        distribute()
+        citus.distribute()
         deploy_boundary()
+        citus.bring_keys()
         apply_routines()  # drops what the boundary needed until now
         record_boundary()
     print("The database is up to date: migrations and routines applied, boundary deployed.")
@@ -200,11 +172,13 @@ def apply_routines() -> None:
     with closing(connect()) as connection, connection.cursor() as cursor:
         cursor.execute(IN_DATABASE)
         [found] = cursor.fetchone()
+        server = f"{connection.server_version} {citus.version(cursor)}"
         cursor.execute("select files, server, in_database from migrations.routines")
-        if cursor.fetchone() == (wanted, str(connection.server_version), found):
+        if cursor.fetchone() == (wanted, server, found):
             return
         wait_at_most_a_minute(cursor)  # a trigger waits for the loads under way
         for file in files:
+            citus.choose_workers(cursor, file.stem)
             try:
                 cursor.execute(file.read_text())
             except psycopg2.Error as error:
@@ -216,7 +190,7 @@ def apply_routines() -> None:
         [found] = cursor.fetchone()
         cursor.execute("delete from migrations.routines")
         if is_complete:
-            as_applied = (wanted, connection.server_version, found)
+            as_applied = (wanted, server, found)
             cursor.execute("insert into migrations.routines values (%s, %s, %s)", as_applied)
         connection.commit()
 
@@ -234,56 +208,6 @@ def drop_left_over(cursor) -> bool:
             in_use.append(routine)
         cursor.execute("reset role")
     return not in_use
-
-
-def distribute() -> None:
-    """On Citus: spreads raw over the workers, once, and brings every worker the keys that there are by now."""
-    with closing(connect()) as coordinator, coordinator.cursor() as cursor:
-        cursor.execute("set role pipeline_owner")
-        cursor.execute("select to_regclass('pg_catalog.pg_dist_node') is not null, raw.is_distributed()")
-        has_citus, is_distributed = cursor.fetchone()
-        if not is_distributed:
-            if not os.environ.get("CITUS"):
-                return
-            if not has_citus:
-                fail(4, "CITUS is set, but there is no extension citus: see deploy/README.md, Beyond one server.")
-            cursor.execute("select raw.distribute()")
-            coordinator.commit()
-        cursor.execute(
-            "select nodename, nodeport from pg_dist_node where isactive and noderole = 'primary' and groupid <> 0"
-        )
-        workers = cursor.fetchall()
-        keys = io.BytesIO()
-        cursor.execute("set role masker")
-        cursor.copy_expert("copy masking.keys (kind, version, key) to stdout", keys)
-        cursor.execute(FUNCTIONS)
-        functions = cursor.fetchone()
-    for host, port in workers:
-        try:
-            if not bring_keys(host, port, keys.getvalue(), functions):
-                fail(5, f"The worker {host}:{port} gets no keys: its schema masking is not as here, or open to others.")
-        except psycopg2.Error as error:
-            reason = error.diag.message_primary or postgres.connection_failure(error)
-            fail(5, f"The worker {host}:{port} could not be given the masking keys: {reason}.")
-
-
-def bring_keys(host: str, port: int, keys: bytes, functions: tuple) -> bool:
-    """Whether the worker could be trusted with them. By COPY: a statement with a key would be in log and statistics."""
-    worker = psycopg2.connect(host=host, hostaddr="", port=port, connect_timeout=10)
-    with closing(worker), worker.cursor() as cursor:
-        cursor.execute("set citus.enable_ddl_propagation = off")  # of this server alone
-        cursor.execute("set role masker")
-        cursor.execute(FUNCTIONS)
-        if cursor.fetchone() != functions:
-            return False
-        cursor.execute(CLOSE)
-        cursor.execute(OPEN_TO_OTHERS)
-        if cursor.fetchone():
-            return False
-        cursor.execute(KEYS_OF_A_WORKER)
-        cursor.copy_expert("copy masking.keys (kind, version, key) from stdin", io.BytesIO(keys))
-        worker.commit()
-    return True
 
 
 def deploy_boundary() -> None:
@@ -315,5 +239,7 @@ if __name__ == "__main__":
             main()
     except LoaderError as error:
         fail(error.exit_status, str(error))
+    except citus.CannotDistribute as error:
+        fail(error.status, str(error))
     except KeyboardInterrupt:
         fail(130, "Interrupted. A migration that was under way is rolled back; run it again.")

@@ -11,6 +11,19 @@
 {%- endmacro %}
 
 
+{# The same members as elsewhere by jsonb_to_record(), which is STABLE: Citus would bring the messages to the coordinator. #}
+{% macro first_level_on_workers(members) -%}
+    {%- set arrays, columns = [], [] -%}
+    {%- for member, type in members.items() -%}
+        {%- do arrays.append('array[parsed.event ' ~ {'text': '->>', 'jsonb': '->'}[type] ~ " '" ~ member ~ "']") -%}
+        {%- do columns.append(adapter.quote(member)) -%}
+    {%- endfor -%}
+    unnest(
+    {{ arrays | join(', ') }}
+) as fields ({{ columns | join(', ') }})
+{%- endmacro %}
+
+
 {# After a model ran: its table, new or from before, becomes a distributed one, in the same transaction. #}
 {% macro distribute() -%}
     {%- if model.config.materialized == 'incremental' and is_distributed() -%}

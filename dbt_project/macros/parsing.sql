@@ -42,15 +42,17 @@
 
 {# The members of the message that the fields are read from, each taken out once; null where the JSON has null. #}
 {% macro first_level() -%}
-    {%- set members = {} -%}
+    {%- set members, columns = {}, [] -%}
     {%- for field in declared_fields(masked=false) + declared_fields(masked=true) -%}
         {%- for it in field.events.values() -%}
             {%- do members.update({it.path[0]: 'text' if it.path | length == 1 and members.get(it.path[0]) != 'jsonb' else 'jsonb'}) -%}
         {%- endfor -%}
     {%- endfor -%}
-    {%- for member, type in members.items() -%}
-        {{ adapter.quote(member) }} {{ type }} {{- ', ' if not loop.last }}
-    {%- endfor -%}
+    {%- if is_distributed() -%}{{ return(first_level_on_workers(members)) }}{%- endif -%}
+    {%- for member, type in members.items() -%}{%- do columns.append(adapter.quote(member) ~ ' ' ~ type) -%}{%- endfor -%}
+    jsonb_to_record(
+    case when jsonb_typeof(parsed.event) = 'object' then parsed.event else '{}' end
+) as fields ({{ columns | join(', ') }})
 {%- endmacro %}
 
 

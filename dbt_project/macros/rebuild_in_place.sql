@@ -47,6 +47,9 @@
             ~ ' would be retyped. Change the table first (alter table), or drop it with what stands on it.'
         ) -%}
     {%- endif -%}
+    {%- if changes['target_not_in_source'] -%}
+        {%- do drop_views_on(existing, changes['target_not_in_source'] | map(attribute='name') | list) -%}
+    {%- endif -%}
     {%- if changes['source_not_in_target'] or changes['target_not_in_source'] -%}
         {%- do alter_relation_add_remove_columns(
             existing, changes['source_not_in_target'] or none, changes['target_not_in_source'] or none

@@ -39,9 +39,7 @@ select
     {{ mask_key_version() }} as mask_key_version
 from {{ source('raw', 'sqs_messages') }} as messages
 cross join lateral unnest(array[{{ parsed_event() }}]) as parsed (event)
-cross join lateral jsonb_to_record(
-    case when jsonb_typeof(parsed.event) = 'object' then parsed.event else '{}' end
-) as fields ({{ first_level() }})
+cross join lateral {{ first_level() }}
 {%- for field in masked_fields %}
 cross join lateral unnest(array[{{ canonical(texts_by_event(field), field.form) }}]) as canonical_{{ field.name }} (value)
 {%- endfor %}

@@ -21,7 +21,7 @@
     {%- for node in graph.nodes.values() if node.resource_type == 'model' -%}
         {%- set table = load_relation(api.Relation.create(database=target.database, schema=node.schema, identifier=node.alias)) -%}
         {%- for column, declared in narrow_columns(table, node.columns) -%}
-            {%- for view in views_on(table, column) -%}{%- do run_query('drop view ' ~ view) -%}{%- endfor -%}
+            {%- do drop_views_on(table, [column.name]) -%}
             {%- do run_query('alter table ' ~ table ~ ' alter column ' ~ column.quoted ~ ' type ' ~ declared) -%}
             {%- do log(table.schema ~ '.' ~ table.identifier ~ '.' ~ column.name ~ ' is ' ~ declared ~ ' now; run dbt.', info=true) -%}
         {%- endfor -%}
@@ -30,21 +30,35 @@
 {%- endmacro %}
 
 
-{# The project's views that read a column. #}
-{% macro views_on(table, column) -%}
-    {%- set names = [] -%}
+{# Before columns are dropped or retyped: the project's views that show them, and those on these, go; the next `dbt run`
+   makes them anew. A view of somebody else's stops it. #}
+{% macro drop_views_on(table, columns) -%}
+    {%- set ours = [] -%}
     {%- for node in graph.nodes.values() if node.resource_type == 'model' and node.config.materialized == 'view' -%}
-        {%- do names.append(node.schema ~ '.' ~ node.alias) -%}
+        {%- do ours.append(node.schema ~ '.' ~ node.alias) -%}
     {%- endfor -%}
-    {{ return(run_query("
-        select distinct ev_class::regclass::text
-        from pg_depend
-        inner join pg_rewrite on pg_rewrite.oid = objid
-        inner join pg_attribute on attrelid = refobjid and attnum = refobjsubid
-        where
-            refobjid = '" ~ table ~ "'::regclass and attname = '" ~ column.name ~ "'
-            and ev_class::regclass::text in (" ~ quoted_list(names) ~ ")
-    ").columns[0].values()) }}
+    {%- set views = run_query("
+        with recursive uses (view) as (
+            select ev_class
+            from pg_depend
+            inner join pg_rewrite on pg_rewrite.oid = objid and classid = 'pg_rewrite'::regclass
+            inner join pg_attribute on attrelid = refobjid and attnum = refobjsubid
+            where refobjid = '" ~ table ~ "'::regclass and attname in (" ~ quoted_list(columns) ~ ")
+            union
+            select ev_class
+            from uses
+            inner join pg_depend on refobjid = view and classid = 'pg_rewrite'::regclass
+            inner join pg_rewrite on pg_rewrite.oid = objid
+        )
+        select view::regclass::text from uses
+    ").columns[0].values() | list -%}
+    {%- for view in views if view not in ours -%}
+        {%- do exceptions.raise_compiler_error(
+            'The view ' ~ view ~ ' shows ' ~ columns | join(', ') ~ ' of ' ~ table.schema ~ '.' ~ table.identifier
+            ~ ', or stands on a view that does. Drop it first: drop view ' ~ view ~ '.'
+        ) -%}
+    {%- endfor -%}
+    {%- if views -%}{%- do run_query('drop view ' ~ views | join(', ')) -%}{%- endif -%}
 {%- endmacro %}
 
 
