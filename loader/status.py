@@ -76,10 +76,8 @@ def backlog(queue: Queue) -> dict:
 def age_of_oldest(queue: Queue) -> timedelta | None:
     """SQS tells it to CloudWatch alone. None where that does not answer, or this login may not ask."""
     now = datetime.now(timezone.utc)
-    config = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
     try:
-        cloudwatch = botocore.session.get_session().create_client("cloudwatch", queue.region, config=config)
-        points = cloudwatch.get_metric_statistics(
+        points = cloudwatch_of(queue).get_metric_statistics(
             Namespace="AWS/SQS",
             MetricName="ApproximateAgeOfOldestMessage",
             Dimensions=[{"Name": "QueueName", "Value": queue.name}],
@@ -91,6 +89,11 @@ def age_of_oldest(queue: Queue) -> timedelta | None:
     except Exception:  # whatever the emulator, proxy or provider of credentials in its place does
         return None
     return timedelta(seconds=max(points, key=lambda each: each["Timestamp"])["Maximum"]) if points else None
+
+
+def cloudwatch_of(queue: Queue) -> Any:
+    config = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1})
+    return botocore.session.get_session().create_client("cloudwatch", queue.region, config=config)
 
 
 def dead_letters(queue: Queue) -> dict:
@@ -107,10 +110,15 @@ def pipeline_health() -> dict:
         closing(postgres.connect("loader status")) as connection,
         connection.cursor(cursor_factory=RealDictCursor) as cursor,
     ):
-        cursor.execute(PIPELINE)
-        seen = dict(cursor.fetchone())
-        cursor.execute(QUEUES)
-        return seen | {"queues": {row["queue"]: dict(row) for row in cursor.fetchall()}}
+        return health_of(cursor)
+
+
+def health_of(cursor: RealDictCursor) -> dict:
+    """The pipeline's row, and under `queues` each queue's, by name."""
+    cursor.execute(PIPELINE)
+    seen = dict(cursor.fetchone())
+    cursor.execute(QUEUES)
+    return seen | {"queues": {row["queue"]: dict(row) for row in cursor.fetchall()}}
 
 
 def troubles(status: Status, max_lag: timedelta) -> Iterator[str]:

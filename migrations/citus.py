@@ -11,12 +11,12 @@ from loader import postgres
 
 HAS_CITUS = "select to_regclass('pg_catalog.pg_dist_node') is not null"
 
-# The files of routines/ that workers get: what parses and masks, and what views call. No other function is there to try.
+# The files of routines/ that workers get: what parses and masks, and what views call. No other function is there.
 ON_WORKERS = {"_closed", "analytics", "keys", "masking"}
 
 # Each in a transaction of its own. Citus takes to the workers what an object depends on, roles among it, as superuser;
-# but as migrator, who may not, when the same transaction has made something there already. And what one role has made on
-# a worker, another role does not see there before the commit.
+# but as migrator, who may not, when the same transaction has made something there already. And what one role has made
+# on a worker, another role does not see there before the commit.
 FIRST = (
     "create schema if not exists extensions",
     "create extension if not exists pgcrypto schema extensions",
@@ -141,7 +141,7 @@ def bring_keys() -> None:
 
 
 def bring_keys_to(cursor: Cursor, keys: bytes, functions: set[tuple]) -> None:
-    """To a worker whose functions are the coordinator's, and nobody else's to call. By COPY, whose data no log shows."""
+    """To a worker whose functions are the coordinator's, and closed to others. By COPY, whose data no log shows."""
     cursor.execute("set citus.enable_ddl_propagation = off")  # what follows is for this worker alone
     cursor.execute(CLOSE)
     cursor.execute(FUNCTIONS)

@@ -1,18 +1,11 @@
-"""A Citus cluster on this machine, made as deploy/README.md says: a coordinator, which a test takes for a stack, and its workers.
+"""A Citus cluster on this machine, made as deploy/README.md says: a coordinator, a stack to tests, and its workers.
 
 CITUS_BIN names the programs of a PostgreSQL that has the extension.
 """
 
-import contextlib
-import json
 import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
-from local.stack import BOOTSTRAP, DATABASE, LOGINS, SUPERUSER, Stack
+from local.stack import Stack
 
 CITUS_BIN = os.environ.get("CITUS_BIN")
 NEEDED = "CITUS_BIN names no PostgreSQL with the extension citus (deploy/README.md, Citus)"

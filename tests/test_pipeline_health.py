@@ -87,7 +87,7 @@ def test_before_the_first_load(cursor):
 def login_in(role: str, built):
     """A cursor of a new login that has joined this role."""
     with administration(built.stack) as administrator:
-        administrator.execute(f"set role migrator; create role watcher login in role {role}; reset role")
+        administrator.execute(f"create role watcher login in role {role}")
         administrator.execute("alter role watcher password 'watcher'")
     target = built.stack.environment("analyst_user", built.name)
     login = {"host": target["PGHOST"], "port": target["PGPORT"], "user": "watcher", "password": "watcher"}

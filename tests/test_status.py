@@ -10,10 +10,11 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 
-import boto3
+import botocore.session
 import pytest
 from botocore.stub import Stubber
 from click.testing import CliRunner
+from psycopg2.extras import RealDictCursor
 
 from loader import status
 from loader.cli import main
@@ -71,7 +72,7 @@ def test_a_lag_may_be_as_long_as_one_likes(ask):
 
 def test_a_login_in_the_role_monitor_is_enough(ask, built):
     with administration(built.stack) as administrator:
-        administrator.execute("set role migrator; create role on_call login in role monitor; reset role")
+        administrator.execute("create role on_call login in role monitor")
         administrator.execute("alter role on_call password 'on_call'")
     try:
         assert ask(PGUSER="on_call", PGPASSWORD="on_call").exit_code == WELL
@@ -142,9 +143,7 @@ def test_dead_letters_need_a_person(ask, sqs, queue):
 def test_the_pipeline_may_need_a_person(ask, built, change, sentence, monkeypatch):
     with closing(built.connect("postgres")) as connection, connection.cursor() as cursor:
         cursor.execute(change)
-        cursor.execute(status.PIPELINE)
-        names = [column.name for column in cursor.description]
-        changed = dict(zip(names, cursor.fetchone(), strict=True))  # and never committed
+        changed = status.health_of(connection.cursor(cursor_factory=RealDictCursor))  # and never committed
     monkeypatch.setattr(status, "pipeline_health", lambda: changed)
 
     answer = ask()
@@ -154,6 +153,7 @@ def test_the_pipeline_may_need_a_person(ask, built, change, sentence, monkeypatc
 
 NOW = datetime(2026, 11, 21, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)
+JUDGED = {"queue": "logins", "accepted": 90, "rejected": 0, "landed_week_before": 700, "rejected_week_before": 7}
 
 
 @pytest.mark.parametrize(
@@ -169,26 +169,41 @@ HOUR = timedelta(hours=1)
 )
 def test_a_queue_that_nobody_empties_needs_a_person(waiting, oldest, newest_load_at, sentence):
     seen = SimpleNamespace(
-        queue={"waiting": waiting, "oldest": oldest},
+        queue={"name": "logins", "waiting": waiting, "oldest": oldest},
         dead_letters={"name": "dlq", "waiting": 0},
         pipeline={
             "measured_at": NOW,
             "newest_load_at": newest_load_at,
             "landed_to_analytics": timedelta(0),
             "unaccounted": 0,
+            "queues": {"logins": JUDGED | {"newest_load_at": newest_load_at}},
         },
     )
     expected = [f"{sentence} Is `python -m loader load` running?"] if sentence else []
     assert list(status.troubles(seen, max_lag=HOUR)) == expected
 
 
+@pytest.mark.parametrize(
+    ("change", "jumped"),
+    [
+        pytest.param({}, False, id="none"),
+        pytest.param({"rejected": 2}, False, id="as-ever"),
+        pytest.param({"rejected": 10}, True, id="ten-times-as-many"),
+        pytest.param({"rejected": 10, "rejected_week_before": 70}, False, id="always-so-many"),
+        pytest.param({"accepted": 3, "rejected": 3}, False, id="too-few-to-tell"),
+        pytest.param({"rejected": 90, "landed_week_before": 0}, True, id="half-of-the-first-day"),
+        pytest.param({"rejected": 10, "landed_week_before": 0}, False, id="a-tenth-of-the-first-day"),
+    ],
+)
+def test_a_jump_in_the_share_of_rejections_needs_a_person(change, jumped):
+    assert status.rejections_jumped(JUDGED | change) is jumped
+
+
 def test_cloudwatch_tells_the_age_of_the_oldest(ask, sqs, queue, monkeypatch):
-    cloudwatch = boto3.client("cloudwatch", region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+    given = {"region_name": "us-east-1", "aws_access_key_id": "x", "aws_secret_access_key": "x"}
+    cloudwatch = botocore.session.get_session().create_client("cloudwatch", **given)
     points = [{"Timestamp": NOW, "Maximum": 7300.0}, {"Timestamp": NOW - HOUR, "Maximum": 10.0}]
-    client = boto3.client
-    monkeypatch.setattr(
-        boto3, "client", lambda name, **given: cloudwatch if name == "cloudwatch" else client(name, **given)
-    )
+    monkeypatch.setattr(status, "cloudwatch_of", lambda queue: cloudwatch)
     sqs.send_message(QueueUrl=queue.url, MessageBody="{}")
 
     with Stubber(cloudwatch) as stub:
