@@ -40,32 +40,31 @@ def main(every: float, test_every: float, give_up_after: float) -> None:
         signal.signal(number, lambda number, frame: stopping.set())
     dbt = Dbt()
     tested, failing_since = time.monotonic(), None
-    dbt.invoke("run")  # whatever the ledger says: views may be missing
+    is_built = False
     while not stopping.is_set():
         succeeded = True
         try:
-            if has_landed():
-                succeeded = dbt.invoke("run")
+            if has_landed(is_built):
+                is_built = succeeded = dbt.invoke("run")
             if time.monotonic() - tested > test_every:
                 succeeded, tested = dbt.invoke("test") and succeeded, time.monotonic()
         except errors.LoaderError as error:
-            succeeded = False
-            click.echo(error.message, err=True)
-            if failing_since and time.monotonic() - failing_since > give_up_after:
-                raise
+            succeeded, failure = False, error
+        else:
+            failure = click.ClickException(f"dbt has failed for {give_up_after:.0f} s; what it said is above.")
         failing_since = None if succeeded else failing_since or time.monotonic()
-        if failing_since and time.monotonic() - failing_since > give_up_after:
-            raise click.ClickException(f"dbt has failed for {give_up_after:.0f} s; what it said is above.")
+        if failing_since and time.monotonic() - failing_since >= give_up_after:
+            raise failure
         stopping.wait(every if succeeded else max(every, 10))
 
 
-def has_landed() -> bool:
-    """Whether there is something for dbt to do. Raises one of errors.py."""
+def has_landed(is_built: bool) -> bool:
+    """Whether there is something for dbt to do; at first, always. Raises one of errors.py."""
     with postgres.explained("Run it as transformer_user"):
         connection = postgres.connect("dbt follow")
         try:
             with connection, connection.cursor() as cursor:
-                cursor.execute(HAS_LANDED)
+                cursor.execute(HAS_LANDED if is_built else "select true")
                 return cursor.fetchone()[0]
         finally:
             connection.close()

@@ -1,0 +1,101 @@
+"""What dbt users type: it works as dbt documents it, or is refused with a sentence; and dbt that stays and follows."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.pipeline import DBT_PROJECT, dbt, land, query
+
+LOGIN = '{"user_id": "u%s", "app_version": "2.3.0", "device_type": "ios", "ip": "192.0.2.%s", "device_id": "d-%s"}'
+
+
+@pytest.fixture(scope="module")
+def built(module_database):
+    land(module_database, [LOGIN % (n, n, n % 3) for n in range(1, 7)])
+    dbt(module_database, "run")
+    return module_database
+
+
+def published(database):
+    shared = "select count(*), sum(logins) from analytics.shared_devices"
+    return query(database, "select count(*) from analytics.user_logins"), query(database, shared)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["run", "--empty"], id="run"),
+        pytest.param(["build", "--empty", "--full-refresh"], id="full-refresh"),
+        pytest.param(["run", "--select", "shared_devices", "--empty"], id="one-view"),
+    ],
+)
+def test_nothing_that_analysts_read_is_replaced_by_an_empty_one(built, arguments):
+    before = published(built)
+    with pytest.raises(AssertionError, match="--empty is refused: it would empty what analysts read"):
+        dbt(built, *arguments)
+    assert published(built) == before
+
+
+def test_clone_is_refused_and_leaves_everything_where_it_is(built, tmp_path):
+    before = published(built)
+    dbt(built, "compile", "--target-path", str(tmp_path))
+    with pytest.raises(AssertionError, match="dbt clone is refused"):
+        dbt(built, "clone", "--state", str(tmp_path), "--full-refresh", "--select", "user_logins")
+    assert published(built) == before
+
+
+def test_nothing_is_modified_when_nothing_was_and_defer_reads_what_is_there(built, tmp_path):
+    dbt(built, "compile", "--target-path", str(tmp_path))
+    modified = dbt(built, "ls", "--select", "state:modified", "--resource-type", "model", "--state", str(tmp_path))
+    assert modified.result == []
+    before = published(built)
+    dbt(built, "run", "--select", "shared_devices", "--defer", "--state", str(tmp_path))
+    assert published(built) == before
+
+
+def test_a_run_that_failed_is_retried_from_where_it_failed(built, tmp_path):
+    with contextlib.closing(built.connect("transformer_user")) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(
+            "alter table analytics.user_logins rename to elsewhere; create view analytics.user_logins as select 1"
+        )
+    failed = dbt(built, "run", "--target-path", str(tmp_path), expect=False).result
+    assert {node.node.name for node in failed if node.status == "error"} == {"user_logins"}
+    with contextlib.closing(built.connect("transformer_user")) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("drop view analytics.user_logins; alter table analytics.elsewhere rename to user_logins")
+
+    retried = dbt(built, "retry", "--state", str(tmp_path)).result
+    assert "user_logins" in {node.node.name for node in retried}
+    assert "int_messages__masked" not in {node.node.name for node in retried}
+
+
+def test_dbt_that_follows_publishes_what_lands_and_ends_when_told(database):
+    dbt(database, "run")
+    program = [sys.executable, DBT_PROJECT / "follow.py", "--every", "0.2"]
+    follower = subprocess.Popen(
+        program, cwd=ROOT, env=database.env("transformer_user"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        land(database, [LOGIN % (1, 1, 1)])
+        deadline = time.monotonic() + 120
+        while query(database, "select count(*) from analytics.user_logins") != [(1,)]:
+            assert follower.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        follower.send_signal(signal.SIGTERM)
+        said, _ = follower.communicate(timeout=60)
+    finally:
+        follower.kill()
+    assert follower.returncode == 0, said
+
+
+def test_a_follower_without_a_database_says_so_and_ends(database):
+    settings = database.env("transformer_user") | {"PGPORT": "1"}
+    program = [sys.executable, DBT_PROJECT / "follow.py", "--give-up-after", "0"]
+    done = subprocess.run(program, cwd=ROOT, env=settings, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("No database: ")
