@@ -182,7 +182,7 @@ def test_no_program_runs_as_root_or_can_write_its_image(ran_once: Compose):
 @pytest.fixture(scope="module")
 def watched(ran_once: Compose, images: set[str]) -> Compose:
     """With profile monitoring, whose services include those of profile follow."""
-    services = ["loader", "dbt-every-minute", "prometheus", "postgres-exporter"]
+    services = ["loader", "dbt-follow", "prometheus", "postgres-exporter"]
     services += ["grafana"] if "grafana" in images else []
     ran_once("--profile", "monitoring", "up", "--detach", *services)
     return ran_once

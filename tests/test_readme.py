@@ -48,7 +48,7 @@ def test_its_tree_is_the_tree():
 
 
 def test_the_database_is_prepared_without_the_callers_psqlrc_and_stops_at_an_error():
-    assert re.findall(r"psql (.*)-f deploy/bootstrap.sql", README) == ["-X -v ON_ERROR_STOP=1 "]
+    assert re.findall(r"psql (.*)-f deploy/bootstrap.sql", README) == ["-X -v ON_ERROR_STOP=1 -d postgres ", "-X -v ON_ERROR_STOP=1 -d postgres "]
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "PRIVACY.md", "deploy/README.md"])
