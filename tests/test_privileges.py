@@ -48,7 +48,6 @@ MATRIX = [
     ("select masking.ensure_keys('{ip}')", ()),
     ("select masking.kinds()", ()),
     ("select * from masking.base_sqs__masked_values", ()),
-    ("select * from masking.base_sqs__subjects", ()),
     ("select masking.masked('ip', '192.0.2.1', 1)", ()),
     ("create or replace view masking.stg_sqs__messages as select 1 as message_id", ()),
     ("alter view masking.stg_sqs__messages reset (security_barrier)", ()),

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = (ROOT / "dbt_project" / "models" / "_shared__docs.md").read_text()
 
 
 def test_the_loaders_help_is_the_real_one():
@@ -40,6 +41,11 @@ def test_every_file_it_names_exists():
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_its_reasons_are_those_of_the_documentation_of_the_column():
+    documented = re.search(r"{% docs reason %}.*?(\|.*\|)\n{% enddocs %}", DOCS, re.DOTALL)[1]
+    assert documented in README
+
+
 def test_its_tree_is_the_tree():
     tree = re.search(r"```\n(loader/ .*?)```", README, re.DOTALL)[1]
     shown = re.findall(r"^(\w+)/ ", tree, re.MULTILINE)
@@ -48,7 +54,10 @@ def test_its_tree_is_the_tree():
 
 
 def test_the_database_is_prepared_without_the_callers_psqlrc_and_stops_at_an_error():
-    assert re.findall(r"psql (.*)-f deploy/bootstrap.sql", README) == ["-X -v ON_ERROR_STOP=1 -d postgres ", "-X -v ON_ERROR_STOP=1 -d postgres "]
+    assert re.findall(r"psql (.*)-f deploy/bootstrap.sql", README) == [
+        "-X -v ON_ERROR_STOP=1 -d postgres ",
+        "-X -v ON_ERROR_STOP=1 -d postgres ",
+    ]
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "PRIVACY.md", "deploy/README.md"])

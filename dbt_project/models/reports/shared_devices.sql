@@ -1,4 +1,4 @@
--- Devices that several users logged in from.
+-- Devices that several users logged in from; what stands for "none" is not one.
 with
 
 logins as (
@@ -16,6 +16,7 @@ devices as (
         min(create_date) as first_seen_on,
         max(create_date) as last_seen_on
     from logins
+    where device_id_is_placeholder is not true
     group by masked_device_id
 
 )
