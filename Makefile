@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test up down env send load migrate build docs report status doctor redrive bench freshness lint \
-    clean compose-test requirements sbom rotate-key reveal approve forget leakcheck attest purge bench-dbt
+    clean compose-test requirements sbom rotate-key reveal approve forget leakcheck attest contract purge bench-dbt
 
 PYTHON ?= python3
 # (not ?=, because make has an AS of its own: the assembler)
@@ -97,6 +97,9 @@ approve: install  ## let another officer's recovery pass, where two persons are 
 forget: install  ## erase a person everywhere (USER_ID=… REASON=…)
 	@$(LOCAL) run --as privacy_officer_user -- $(PRIVACY) forget --user-id "$$USER_ID" --reason "$$REASON"
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet run $(PROJECT)
+
+contract: install  ## write privacy/contract.txt anew, after a change of migrations/
+	@$(BIN)/python -m tests.contract
 
 attest: install  ## what the live database allows, against what the project says (ARGS='--json' for a machine)
 	@$(LOCAL) run --as backup_user -- $(PRIVACY) attest $(ARGS)

@@ -11,6 +11,7 @@ import pytest
 from local.postgres import StackError, choose_postgres
 from local.stack import DATABASE, LOGINS, SUPERUSER
 from tests.conftest import ROOT, Database, migrate, temporary_server, temporary_stack
+from tests.loading import until
 from tests.officer import as_superuser
 from tests.pipeline import dbt, land, query
 
@@ -34,8 +35,7 @@ def folder(tmp_path: Path) -> Path:
     for entry in ROOT.iterdir():
         if entry.name not in (".venv", ".local"):
             (tmp_path / entry.name).symlink_to(entry)
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
     return tmp_path
 
 
@@ -61,7 +61,7 @@ PLANTED = """
     end $f$;
     create table staging.evil (x integer check (staging.evil()));
     insert into staging.evil values (1);
-    alter table staging.int_messages__masked add constraint evil check (staging.evil());
+    alter table analytics.user_logins add constraint evil check (staging.evil());
     create index on analytics.user_logins (load_id) where load_id > 0;
     alter table analytics.user_logins enable row level security;
     create policy evil on analytics.user_logins using (staging.evil());
@@ -174,8 +174,9 @@ def test_the_server_goes_back_to_a_moment():
                 {"BACKUP": str(folder), "MOMENT": moment, "PGDATA": str(data), "PGPORT": port},
             )
             try:
-                until_promoted = "select pg_is_in_recovery(), array(select message_id from raw.sqs_messages order by 1)"
-                assert query(database, until_promoted, login="postgres") == [(False, ["before0", "since0"])]
+                until(lambda: as_superuser(database, "select pg_is_in_recovery()") == [(False,)])
+                there = "select message_id from raw.sqs_messages order by 1"
+                assert as_superuser(database, there) == [("before0",), ("since0",)]
             finally:
                 account.run(programs / "pg_ctl", "stop", "--mode=immediate", f"--pgdata={data}")
 

@@ -28,7 +28,7 @@ def test_every_make_target_it_names_exists():
     assert named <= listed
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "PRIVACY.md", "deploy/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "PRIVACY.md", "SECURITY.md", "deploy/README.md"])
 def test_every_link_leads_somewhere(page):
     folder = (ROOT / page).parent
     targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
@@ -60,7 +60,7 @@ def test_the_database_is_prepared_without_the_callers_psqlrc_and_stops_at_an_err
     ]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "PRIVACY.md", "deploy/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "PRIVACY.md", "SECURITY.md", "deploy/README.md"])
 def test_no_command_leaves_its_reader_in_another_folder(page):
     assert re.findall(r"^ {4}.*(?<!\()\bcd .*$", (ROOT / page).read_text(), re.MULTILINE) == []
 
@@ -75,6 +75,7 @@ RUN_BY = {
     "dbt show": "test_habits.py::test_a_model_runs_with_what_it_stands_on_and_is_shown",
     "dbt test": "test_dbt_defects.py",
     "make": "test_makefile.py::test_help_is_the_default_and_lists_every_target",
+    "make attest": "test_attest.py::test_the_command_ends_with_11_when_something_is_off",
     "make approve": "test_privacy_recovery.py",
     "make build": "test_demo.py::test_the_screen_adds_up",
     "make demo": "test_demo.py::test_the_screen_adds_up",
@@ -97,6 +98,8 @@ RUN_BY = {
     "make status": "test_demo.py::test_what_people_type_next_works",
     "make up": "test_local_stack.py::test_up_twice_is_one_stack",
     "psql": "test_demo.py::test_what_the_screen_says_to_type_works",
+    "python -m privacy": "test_privacy_commands.py",
+    "python -m privacy attest": "test_attest.py::test_the_command_ends_with_11_when_something_is_off",
     "python -m privacy close-rotation": "test_privacy_keys.py",
     "python -m privacy require-two-persons": "test_privacy_recovery.py",
     "python -m privacy rotate-key": "test_privacy_keys.py",
