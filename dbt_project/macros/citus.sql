@@ -24,13 +24,22 @@
 {%- endmacro %}
 
 
-{# After a model ran: its table, new or from before, becomes a distributed one, in the same transaction. #}
+{# After a model ran: its table, new or from before, becomes a distributed one, in the same transaction; beside dbt's
+   other tables, and not beside raw's: what one role has changed, another can read no more in the same transaction, nor
+   what is colocated with it. A table without message_id stays on the coordinator. #}
 {% macro distribute() -%}
-    {%- if model.config.materialized == 'incremental' and is_distributed() -%}
+    {%- if model.config.materialized == 'incremental' and 'message_id' in columns_of(model.name) and is_distributed() -%}
         do $$
         begin
             if not exists (select from pg_dist_partition where logicalrelid = '{{ this }}'::regclass) then
-                perform create_distributed_table('{{ this }}', 'message_id');
+                perform create_distributed_table('{{ this }}', 'message_id', colocate_with => coalesce(
+                    (
+                        select min(logicalrelid::regclass::text) from pg_dist_partition
+                        inner join pg_class on pg_class.oid = logicalrelid
+                        where relowner = current_user::regrole
+                    ),
+                    'none'
+                ));
                 perform truncate_local_data_after_distributing_table('{{ this }}');
             end if;
         end $$
