@@ -222,7 +222,7 @@ def test_what_removes_or_reveals_anything_puts_itself_on_record(built):
         ("privacy.erase_returned()",),  # tombstones are its record; of what was erased before
         ("privacy.forget_user(text,text)",),  # on record: person erased
         ("privacy.purge(integer)",),  # on record: messages purged
-        ("privacy.seal_originals()",),  # reveals nothing: returns a number
+        ("privacy.seal_originals(boolean)",),  # reveals nothing: returns a number
         ("privacy.sealed_original(bigint)",),  # on record: original handed out
     ]
     with contextlib.closing(built.connect("postgres")) as connection, connection.cursor() as cursor:
