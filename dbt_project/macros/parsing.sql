@@ -151,7 +151,8 @@
     {%- if field.type == 'text' %}
         when length({{ text }}) > {{ field.longest }} then '{{ field.name }}_too_long'
     {%- elif field.type == 'version' %}
-        when {{ text }} !~ '^0*[0-9]{1,4}(\.0*[0-9]{1,3}){0,2}$' or split_part({{ text }}, '.', 1)::numeric > 2146 then
+        {#- up to 2146.999.999: what fits into an integer #}
+        when {{ text }} !~ '^0*([0-9]{1,3}|1[0-9]{3}|20[0-9]{2}|21[0-3][0-9]|214[0-6])(\.0*[0-9]{1,3}){0,2}$' then
             case when {{ text }} ~ '^[0-9]+(\.[0-9]+){0,2}$' then '{{ field.name }}_out_of_range' else '{{ field.name }}_malformed' end
     {%- elif field.type == 'integer' %}
         when {{ text }} !~ '^-?[0-9]{1,18}$' then
