@@ -84,7 +84,7 @@ class MessagesRefused(LoaderError):
 class NotWell(LoaderError):
     """Not all is well: {failed} of the checks failed, and beside each is what to do."""
 
-    exit_status, meaning = 11, "status, doctor: something needs a person"
+    exit_status, meaning = 11, "status, doctor, attest: something needs a person"
 
 
 class NotBuilt(NotMigrated):

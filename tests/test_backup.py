@@ -190,6 +190,6 @@ def as_postgres(account, name: str, programs: Path, variables: dict[str, str]) -
             env={"PATH": f"{programs}{os.pathsep}{os.defpath}", **variables},
             capture_output=True,
             text=True,
-            **account._switch,
+            **account.switch,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"

@@ -246,3 +246,21 @@ def test_a_database_that_has_run_on_one_server_is_spread_as_it_is():
         after = query(database, "select * from analytics.user_logins order by message_id")
         assert after[:5] == before
         assert len(after) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [("-c statement_timeout=1ms", 15), ("-c transaction_read_only=on -c default_transaction_read_only=on", 14)],
+    ids=["timeout", "read-only"],
+)
+def test_whatever_the_database_says_is_one_sentence(stack, migrated, options, status):
+    fresh = replace(migrated, name=f"{migrated.name}_refused")
+    with administration(stack) as cursor:
+        cursor.execute(f"create database {fresh.name} owner migrator")
+    try:
+        result = run_migrations(fresh.env("migrator") | {"PGOPTIONS": options})
+    finally:
+        with administration(stack) as cursor:
+            cursor.execute(f"drop database {fresh.name}")
+    assert result.returncode == status, result.stderr
+    assert len(result.stderr.splitlines()) == 1
