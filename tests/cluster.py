@@ -1,32 +1,77 @@
-"""A Citus cluster on this machine, made as deploy/README.md says: a coordinator, a stack to tests, and its workers.
+"""A Citus cluster on this machine, made by the steps of deploy/README.md: a coordinator, a stack to tests, and its workers.
 
-CITUS_BIN names the programs of a PostgreSQL that has the extension.
+CITUS_BIN names the programs of a PostgreSQL that has Citus.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
-from local.stack import Stack
+from local.stack import DATABASE, SUPERUSER, Stack
+from tests.conftest import Database, nodes, temporary_folder
+from tests.instructions import block, checkout, follow
 
-CITUS_BIN = os.environ.get("CITUS_BIN")
-NEEDED = "CITUS_BIN names no PostgreSQL with the extension citus (deploy/README.md, Citus)"
+BIN = Path(os.environ.get("CITUS_BIN", ""))
 
-# Nodes know one another as ::1, and programs come to 127.0.0.1: so who comes from ::1 is a node.
-NODE = "::1"
+# Nodes reach one another at ::1, and programs reach the coordinator at 127.0.0.1: so whatever comes from ::1 is a node.
+NETWORK = {"10.0.0.0/29": "::1/128"}
 SETTINGS = {
-    "listen_addresses": f"127.0.0.1,{NODE}",
-    "shared_preload_libraries": "citus",
-    "citus.local_hostname": NODE,
-    "max_prepared_transactions": "100",
-    "max_connections": "200",
-    "citus.shard_count": "8",  # 32 show nothing more, and take longer
+    "listen_addresses": "127.0.0.1,::1",
+    "max_connections": "300",
+    "citus.shard_count": "8",  # 32 show nothing else, and take longer
 }
 
 
-class Cluster(Stack):
-    """The coordinator."""
+class Coordinator(Stack):
+    """With its workers."""
 
-    workers: list[Stack]
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.workers: list[Stack] = []
 
     @property
-    def nodes(self) -> list[Stack]:
-        return [self, *self.workers]
+    def addresses(self) -> dict[str, str]:
+        """What to write instead of the nodes' addresses in deploy/README.md."""
+        return {f"'10.0.0.{n}', 5432": f"'::1', {port(node)}" for n, node in enumerate(nodes(self), 1)}
+
+
+def port(node: Stack) -> int:
+    return int(node.environment(SUPERUSER)["PGPORT"])
+
+
+def start_node(node: Stack, coordinator: Stack | None = None) -> None:
+    """Its server, with the settings that deploy/README.md asks for, and the coordinator's passwords."""
+    if coordinator:
+        node._save(node._state() | {"passwords": coordinator._state()["passwords"]})
+    wanted = dict(line.split(" = ") for line in block("postgresql.conf of a node").splitlines())
+    assert wanted.keys() == {"shared_preload_libraries", "citus.local_hostname"}
+    node.settings |= SETTINGS | {name: value.strip("'").replace("10.0.0.1", "::1") for name, value in wanted.items()}
+    node.start_postgres()
+    trusted = block("pg_hba.conf of a node")
+    for network, here in NETWORK.items():
+        trusted = trusted.replace(network, here)
+    file = node._data / "pg_hba.conf"
+    file.write_text(trusted + file.read_text())
+    node.restart_postgres()
+
+
+def temporary_node(stack: ExitStack, coordinator: Coordinator | None = None) -> Stack:
+    folder = stack.enter_context(temporary_folder())
+    node = (Stack if coordinator else Coordinator)(folder, postgres_bin=BIN, pg_port=0, sqs_port=0)
+    stack.callback(node.remove)
+    start_node(node, coordinator)
+    follow("Citus, every node", checkout(folder / "checkout"), Database(node, DATABASE), BIN)
+    return node
+
+
+@contextmanager
+def temporary_cluster() -> Iterator[Coordinator]:
+    """Of three nodes, migrated."""
+    with ExitStack() as stack:
+        coordinator = temporary_node(stack)
+        coordinator.workers = [temporary_node(stack, coordinator) for _ in range(2)]
+        coordinator.start_sqs()
+        database, folder = Database(coordinator, DATABASE), coordinator.folder / "checkout"
+        follow("Citus, coordinator", folder, database, BIN, coordinator.addresses)
+        yield coordinator

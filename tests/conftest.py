@@ -75,8 +75,8 @@ class Queue:
 
 
 @contextlib.contextmanager
-def temporary_stack(**options: Any) -> Iterator[Stack]:
-    """Both servers, on ports of their own; they end with this process, even where it is killed."""
+def temporary_folder() -> Iterator[Path]:
+    """For a stack, which ends with this process, even where it is killed."""
     # Not pytest's own folder for this: that is closed to the user whom PostgreSQL runs as.
     folder = tempfile.mkdtemp(prefix="masked-logins-test-")
     # Waits for the other end of its input to close, which not even SIGKILL prevents.
@@ -84,7 +84,14 @@ def temporary_stack(**options: Any) -> Iterator[Stack]:
     with subprocess.Popen(
         janitor, cwd=ROOT, env=os.environ | {"LOCAL_STATE": folder}, stdin=subprocess.PIPE, start_new_session=True
     ):
-        stack = Stack(Path(folder), pg_port=0, sqs_port=0, **options)
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def temporary_stack(**options: Any) -> Iterator[Stack]:
+    """Both servers, on ports of their own."""
+    with temporary_folder() as folder:
+        stack = Stack(folder, pg_port=0, sqs_port=0, **options)
         try:
             stack.up()
             yield stack
@@ -99,20 +106,36 @@ def stack() -> Iterator[Stack]:
         yield stack
 
 
-# For modules whose tests hold on Citus too. What plays it, and how far, says tests/citus_stand_in.sql.
-on_citus_too = pytest.mark.parametrize("migrated", ["one-server", "citus"], indirect=True, scope="session")
+# For modules whose tests hold on Citus too: a real cluster (tests/cluster.py).
+needs_citus = pytest.mark.skipif(
+    not os.environ.get("CITUS_BIN"), reason="CITUS_BIN does not name the programs of a PostgreSQL that has Citus"
+)
+on_citus_too = pytest.mark.parametrize(
+    "migrated", ["one-server", pytest.param("citus", marks=needs_citus)], indirect=True, scope="session"
+)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Stack]:
+    from tests.cluster import temporary_cluster  # which needs this module
+
+    with temporary_cluster() as coordinator:
+        yield coordinator
 
 
 @pytest.fixture(scope="session")
 def migrated(request: pytest.FixtureRequest) -> Iterator[Database]:
     """The database that each test gets a copy of: migrations applied, boundary deployed. Nobody connects to it."""
-    if getattr(request, "param", None) != "citus":
+    sort = getattr(request, "param", "one-server")
+    if sort == "citus":
+        yield Database(request.getfixturevalue("cluster"), DATABASE)
+    elif sort == "stand-in":
+        with temporary_stack(settings={"max_prepared_transactions": "10"}) as stack:
+            run_sql(Database(stack, "postgres"), BOOTSTRAP, CITUS="1")
+            run_sql(Database(stack, DATABASE), STAND_IN)
+            yield migrate(Database(stack, DATABASE), CITUS="1")
+    else:
         yield migrate(Database(request.getfixturevalue("stack"), DATABASE))
-        return
-    with temporary_stack(settings={"max_prepared_transactions": "10"}) as stack:
-        run_sql(Database(stack, "postgres"), BOOTSTRAP, CITUS="1")
-        run_sql(Database(stack, DATABASE), STAND_IN)
-        yield migrate(Database(stack, DATABASE), CITUS="1")
 
 
 def migrate(database: Database, **settings: str) -> Database:
@@ -165,15 +188,25 @@ def administration(stack: Stack) -> Iterator[Cursor]:
 @contextlib.contextmanager
 def copy(migrated: Database, name: str | None = None) -> Iterator[Database]:
     database = Database(migrated.stack, name or f"test_{next(NUMBERS)}")
-    with administration(migrated.stack) as cursor:
-        cursor.execute(f"create database {database.name} template {migrated.name} owner migrator")
-        cursor.execute(f"revoke all on database {database.name} from public")
-        cursor.execute(GRANTS, {"copy": database.name, "original": migrated.name})
-        for (grant,) in cursor.fetchall():
-            cursor.execute(grant)
+    for node in nodes(migrated.stack):
+        with administration(node) as cursor:
+            # (Citus' daemon of that database ends with the permission, and a template may have no session.)
+            cursor.execute(f"alter database {migrated.name} allow_connections false")
+            cursor.execute("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s", (migrated.name,))
+            cursor.execute(f"create database {database.name} template {migrated.name} owner migrator")
+            cursor.execute(f"revoke all on database {database.name} from public")
+            cursor.execute(GRANTS, {"copy": database.name, "original": migrated.name})
+            for (grant,) in cursor.fetchall():
+                cursor.execute(grant)
     yield database
-    with administration(migrated.stack) as cursor:
-        cursor.execute(f"drop database {database.name} with (force)")
+    for node in nodes(migrated.stack):
+        with administration(node) as cursor:
+            cursor.execute(f"drop database {database.name} with (force)")
+
+
+def nodes(stack: Stack) -> list[Stack]:
+    """All servers of a cluster, the coordinator first; or the one."""
+    return [stack, *getattr(stack, "workers", [])]
 
 
 @pytest.fixture(scope="session", params=[15, 17], ids=lambda major: f"postgresql{major}")

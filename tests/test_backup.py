@@ -1,53 +1,28 @@
 """deploy/README.md, Back up and restore, Upgrade PostgreSQL: its commands, taken from there and run one by one."""
 
 import os
-import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from local.postgres import StackError, choose_postgres
-from local.stack import DATABASE, LOGINS, SUPERUSER
-from tests.conftest import ROOT, Database, migrate, temporary_server, temporary_stack
+from local.stack import DATABASE, SUPERUSER
+from tests.conftest import Database, migrate, temporary_server, temporary_stack
+from tests.instructions import checkout, commands, follow
 from tests.loading import until
 from tests.officer import as_superuser
 from tests.pipeline import dbt, land, query
 
-README = ROOT / "deploy" / "README.md"
 LOGIN = '{{"user_id":"{}","app_version":"1.0","device_type":"ios","ip":"192.0.2.{}","locale":null,"device_id":"d{}"}}'
 LOGGED_IN = (
     "select message_id, user_id, masked_ip, masked_device_id, load_id from analytics.user_logins order by message_id"
 )
 
 
-def commands(name: str) -> list[tuple[str, str]]:
-    """The commands under this name in deploy/README.md, each with the login that it wants."""
-    [block] = re.findall(rf"<!-- commands: {name} -->\n((?:    .*\n)+)", README.read_text())
-    lines = [re.fullmatch(r"    (.*?)(?: +# as (\w+).*)?", line) for line in block.splitlines()]
-    return [(line[1], line[2] or "backup_user") for line in lines]
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A checkout of the project in which the commands are typed."""
-    for entry in ROOT.iterdir():
-        if entry.name not in (".venv", ".local"):
-            (tmp_path / entry.name).symlink_to(entry)
-    (tmp_path / ".venv").symlink_to(sys.prefix)
-    return tmp_path
-
-
-def follow(name: str, folder: Path, database: Database, programs: Path) -> None:
-    """Runs the commands on this database, with these programs of PostgreSQL's."""
-    for command, login in commands(name):
-        login = SUPERUSER if login == "superuser" else login
-        environment = database.env(login)
-        environment |= {f"{each.upper()}_PASSWORD": database.stack.environment(each)["PGPASSWORD"] for each in LOGINS}
-        environment["PATH"] = os.pathsep.join([str(programs), environment["PATH"]])
-        done = subprocess.run(["sh", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return checkout(tmp_path)
 
 
 # As transformer, in the database that is backed up. Whatever runs it as a superuser makes transformer_user one.
@@ -183,7 +158,7 @@ def test_the_server_goes_back_to_a_moment():
 
 def as_postgres(account, name: str, programs: Path, variables: dict[str, str]) -> None:
     """As the operating system's user who runs PostgreSQL."""
-    for command, _ in commands(name):
+    for command, _ in commands(f"commands: {name}"):
         done = subprocess.run(
             ["sh", "-ec", command],
             cwd="/",

@@ -222,7 +222,7 @@ def test_citus_is_wanted_and_not_there(database):
     result = run_migrations(database.env("migrator") | {"CITUS": "1"})
     assert result.returncode == 4
     assert result.stderr.strip().splitlines() == [
-        "CITUS is set, but there is no extension citus: see deploy/README.md, Beyond one server."
+        "CITUS is set, but there is no extension citus: see deploy/README.md, Citus."
     ]
 
 
