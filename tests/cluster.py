@@ -1,4 +1,4 @@
-"""A Citus cluster on this machine, made by the steps of deploy/README.md: a coordinator, a stack to tests, and its workers.
+"""A Citus cluster on this machine, made by the steps of deploy/README.md: a coordinator, a stack to tests; workers.
 
 CITUS_BIN names the programs of a PostgreSQL that has Citus.
 """

@@ -192,7 +192,9 @@ def copy(migrated: Database, name: str | None = None) -> Iterator[Database]:
         with administration(node) as cursor:
             # (Citus' daemon of that database ends with the permission, and a template may have no session.)
             cursor.execute(f"alter database {migrated.name} allow_connections false")
-            cursor.execute("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s", (migrated.name,))
+            cursor.execute(
+                "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s", (migrated.name,)
+            )
             cursor.execute(f"create database {database.name} template {migrated.name} owner migrator")
             cursor.execute(f"revoke all on database {database.name} from public")
             cursor.execute(GRANTS, {"copy": database.name, "original": migrated.name})

@@ -1,28 +1,17 @@
-"""On a Citus cluster (tests/cluster.py): what is there and nowhere else. Modules marked on_citus_too run there as well."""
+"""On a Citus cluster (tests/cluster.py): what is there alone. Modules marked on_citus_too run there as well."""
 
-import datetime
 import hashlib
 import hmac
 import json
-import subprocess
-import sys
-import threading
-import time
-from contextlib import ExitStack, closing
+from contextlib import closing
 
-import psycopg2
-import psycopg2.errors
 import pytest
 
 from local.events import generate
-from local.stack import DATABASE, LOGINS
-from tests.conftest import ROOT, Database, copy, migrate, needs_citus, nodes, run_migrations
-from tests.instructions import checkout, commands, run
-from tests.leakcheck import Needles, file_places
-from tests.officer import Officer, as_superuser, as_transformer, privacy
+from local.stack import DATABASE
+from tests.conftest import Database, copy, migrate, needs_citus, run_migrations
+from tests.officer import as_superuser, privacy
 from tests.pipeline import dbt, land, query
-from tests.test_privileges import MATRIX
-from tests.test_privileges import LOGINS as DAILY
 
 pytestmark = [needs_citus, pytest.mark.parametrize("migrated", ["citus"], indirect=True, scope="session")]
 
@@ -51,10 +40,12 @@ def import_keys(database: Database) -> None:
 
 
 def checksums(database: Database) -> list:
-    logins = "concat_ws(',', t.user_id, device_type, masked_ip, masked_device_id, locale, app_version, create_date, t.message_id)"
+    columns = "t.user_id, device_type, masked_ip, masked_device_id, locale, app_version, create_date, t.message_id"
+    logins = f"concat_ws(',', {columns})"
+    rejected = "concat_ws(',', t.message_id, reason, body_bytes)"
     return [
         query(database, ROWS.format(columns=logins, table="user_logins")),
-        query(database, ROWS.format(columns="concat_ws(',', t.message_id, reason, body_bytes)", table="rejected_messages")),
+        query(database, ROWS.format(columns=rejected, table="rejected_messages")),
     ]
 
 
@@ -99,7 +90,10 @@ def test_all_of_dbts_tests_pass_and_tables_are_spread(built):
     database, _ = built
     dbt(database, "build")
     spread = as_superuser(database, "select logicalrelid::text, colocationid from pg_dist_partition")
-    of_raw, of_dbt = {"raw.sqs_messages"}, {"staging.int_messages__masked", "analytics.user_logins", "analytics.rejected_messages"}
+    of_raw, of_dbt = (
+        {"raw.sqs_messages"},
+        {"staging.int_messages__masked", "analytics.user_logins", "analytics.rejected_messages"},
+    )
     assert of_raw | of_dbt <= {table for table, _ in spread}
     groups = dict(spread)
     assert len({group for table, group in spread if table not in of_raw}) == 1
@@ -119,11 +113,12 @@ def much(migrated):
                 """
                 insert into raw.sqs_messages (message_id, queue, body, sent_at, load_id)
                 select %(prefix)s || n, 'login-queue', json_build_object(
-                    'user_id', 'u' || n, 'app_version', '1.2', 'device_type', 'ios', 'ip', '10.1.' || n / 250 || '.' || n %% 250,
-                    'device_id', 'device-' || n
+                    'user_id', 'u' || n, 'app_version', '1.2', 'device_type', 'ios',
+                    'ip', '10.1.' || n / 250 || '.' || n %% 250, 'device_id', 'device-' || n
                 ), now(), (select raw.current_load_id())
                 from generate_series(1, %(number)s) as n;
-                insert into raw.loads (queue, received, landed, duplicates) values ('login-queue', %(number)s, %(number)s, 0)
+                insert into raw.loads (queue, received, landed, duplicates)
+                values ('login-queue', %(number)s, %(number)s, 0)
                 """,
                 {"number": number, "prefix": prefix},
             )
@@ -143,7 +138,11 @@ def explained(database: Database, sql: str) -> tuple[dict, str]:
 
 def received(plan: dict) -> int:
     """Bytes that came from the workers."""
-    [size] = [value for key, value in plan["Plan"]["Distributed Query"]["Job"].items() if key.startswith("Tuple data received")]
+    [size] = [
+        value
+        for key, value in plan["Plan"]["Distributed Query"]["Job"].items()
+        if key.startswith("Tuple data received")
+    ]
     number, unit = size.split()
     return int(number) * {"bytes": 1, "kB": 1024, "MB": 1024**2}[unit]
 
@@ -166,7 +165,8 @@ def test_a_window_costs_what_is_in_it_however_much_raw_holds(much):
 def test_what_is_plain_is_not_asked_for_in_sealing_either(much):
     """base_sqs__masked_values for its functions: the original travels, to be sealed, and nothing else that is plain."""
     _, text = explained(
-        much, "select distinct kind, token, mask_key_version, original from masking.base_sqs__masked_values"
-        " where load_id > 1 and load_id < 3"
+        much,
+        "select distinct kind, token, mask_key_version, original from masking.base_sqs__masked_values"
+        " where load_id > 1 and load_id < 3",
     )
     assert "Seq Scan" not in text
