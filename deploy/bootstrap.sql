@@ -213,6 +213,17 @@ from done;
     where pronamespace = 'pg_catalog'::regnamespace and proname ~ '^(pg_(try_)?advisory|lo_|lowrite|loread)' \gexec
     select format('grant execute on function %s to migrator, pipeline_owner', oid::regprocedure) from pg_proc
     where pronamespace = 'pg_catalog'::regnamespace and proname ~ '^pg_(try_)?advisory' \gexec
+    -- On Citus, what moves shards, runs commands on other nodes or (worker_split_copy in 13.2) ends the server.
+    select 'create extension if not exists citus' from pg_available_extensions
+    where name = 'citus' and :'citus' <> '' \gexec
+    select format('revoke execute on function %s from public', pg_proc.oid::regprocedure)
+    from pg_extension
+    inner join pg_depend on refclassid = 'pg_extension'::regclass and refobjid = pg_extension.oid and deptype = 'e'
+    inner join pg_proc on classid = 'pg_proc'::regclass and objid = pg_proc.oid
+    where extname = 'citus'
+        and proname ~ '^(run_command_on|citus_run|master_run|worker_split|worker_copy|rebalance|replicate|isolate)|shard_placement$|_split_shard|_schema_|_rebalance_|stat_tenants' \gexec
+    select format('grant execute on function %s to pipeline_owner', oid::regprocedure) from pg_proc
+    where pronamespace = 'pg_catalog'::regnamespace and proname = 'run_command_on_workers' \gexec
 \else
     \echo 'No login backup_user: only a superuser can make it. Use the snapshots of the server''s provider.'
     \echo 'Not a superuser: advisory locks, large objects and the database postgres stay open to every login (PRIVACY.md).'

@@ -42,7 +42,7 @@ end $$;
 -- A commit that a worker has prepared and not been told to finish hides rows of loads that are over. A worker that
 -- comes back is told within a minute (citus.recover_2pc_interval). By name and not by time: clocks differ.
 create or replace function raw.await_workers() returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     prepared constant text := $query$
         select array_agg(gid) from pg_prepared_xacts
