@@ -121,7 +121,7 @@ freshness: install  ## fails when nothing has landed for too long
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements-lint.txt
 	@touch $@
 
-COMPILE = UV_CUSTOM_COMPILE_COMMAND='make requirements' $(BIN)/uv pip compile --quiet --universal --python-version 3.10 \
+COMPILE = UV_CUSTOM_COMPILE_COMMAND='make requirements' $(BIN)/uv pip compile --no-strip-extras --quiet --universal --python-version 3.10 \
     --fork-strategy fewest --generate-hashes --annotation-style line $(ARGS) pyproject.toml
 
 requirements: .venv/installed-lint  ## requirements*.txt from pyproject.toml, with hashes (ARGS=--upgrade for newer versions)
