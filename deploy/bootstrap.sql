@@ -223,7 +223,7 @@ from done;
     where extname = 'citus'
         and proname ~ '^(run_command_on|citus_run|master_run|worker_split|worker_copy|rebalance|replicate|isolate)|shard_placement$|_split_shard|_schema_|_rebalance_|stat_tenants' \gexec
     select format('grant execute on function %s to pipeline_owner', oid::regprocedure) from pg_proc
-    where pronamespace = 'pg_catalog'::regnamespace and proname = 'run_command_on_workers' \gexec
+    where pronamespace = 'pg_catalog'::regnamespace and proname in ('run_command_on_workers', 'master_run_on_worker') \gexec
 \else
     \echo 'No login backup_user: only a superuser can make it. Use the snapshots of the server''s provider.'
     \echo 'Not a superuser: advisory locks, large objects and the database postgres stay open to every login (PRIVACY.md).'

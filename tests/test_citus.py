@@ -170,3 +170,165 @@ def test_what_is_plain_is_not_asked_for_in_sealing_either(much):
         " where load_id > 1 and load_id < 3",
     )
     assert "Seq Scan" not in text
+
+
+# Who may do what, on every node.
+
+
+def refusals(database: Database, login: str, statements: list[str]) -> dict[str, str | None]:
+    """What each statement was refused with; None where it was not."""
+    outcomes = {}
+    with closing(database.connect(login)) as connection:
+        for statement in statements:
+            with connection.cursor() as cursor:
+                try:
+                    cursor.execute("set local statement_timeout = '10s'")
+                    cursor.execute(statement)
+                    outcomes[statement] = None
+                except psycopg2.Error as error:
+                    outcomes[statement] = error.pgcode
+            connection.rollback()
+    return outcomes
+
+
+ONLY_BY_A_FUNCTION = {"select * from masking.stg_sqs__messages", "select * from masking.stg_sqs__mask_consistency"}
+
+
+def test_the_privilege_matrix_holds_on_the_coordinator_and_workers_allow_no_more(built):
+    database, _ = built
+    for login_of in DAILY:
+        for node in [database, *workers(database)]:
+            outcomes = refusals(node, login_of, [statement for statement, _ in MATRIX])
+            for statement, may in MATRIX:
+                may = () if statement in ONLY_BY_A_FUNCTION else may
+                if node is database or login_of not in may:
+                    assert (outcomes[statement] is None) == (login_of in may), (login_of, node.stack.folder, statement)
+
+
+def attacks(database: Database) -> list[str]:
+    """Around the tables: shards by name, other nodes, functions of Citus."""
+    shards = as_superuser(
+        database,
+        "select format('%I.%I', nspname, relname || '_' || shardid) from pg_dist_shard"
+        " inner join pg_class on pg_class.oid = logicalrelid inner join pg_namespace on pg_namespace.oid = relnamespace"
+        " where logicalrelid = 'raw.sqs_messages'::regclass",
+    )
+    assert len(shards) == 8
+    raw, plain = "'raw.sqs_messages'", "select body from raw.sqs_messages"
+    node = "'::1', 1"
+    return [
+        *(f"select body from {shard}" for (shard,) in shards),
+        *(f"copy {shard} to stdout" for (shard,) in shards[:1]),
+        f"select * from run_command_on_workers('{plain}')",
+        f"select * from run_command_on_all_nodes('{plain}')",
+        f"select * from run_command_on_coordinator('{plain}')",
+        f"select * from run_command_on_shards({raw}, 'select body from %s')",
+        f"select * from run_command_on_placements({raw}, 'select body from %s')",
+        "select * from master_run_on_worker(array['x'], array[1], array['select 1'], false)",
+        f"select undistribute_table({raw})",
+        f"select alter_distributed_table({raw}, shard_count := 2)",
+        f"select create_distributed_table_concurrently({raw}, 'queue')",
+        "select create_reference_table('raw.loads')",
+        "select citus_add_local_table_to_metadata('masking.keys')",
+        f"select citus_move_shard_placement((select min(shardid) from pg_dist_shard), {node}, {node})",
+        f"select citus_copy_shard_placement((select min(shardid) from pg_dist_shard), {node}, {node})",
+        "select worker_split_copy((select min(shardid) from pg_dist_shard), 'x', '{}')",  # ended the server
+        f"select worker_copy_table_to_node({raw}, 1)",
+        f"select isolate_tenant_to_new_shard({raw}, 'x')",
+        f"select citus_add_node({node})",
+        f"select citus_remove_node({node})",
+        "select citus_update_node(1, 'x', 1)",
+        "select citus_rebalance_start()",
+        "select recover_prepared_transactions()",
+        f"select create_intermediate_result('x', '{plain}')",
+        f"select * from worker_partition_query_result('x', '{plain}', 0, 'hash', '{{-2147483648}}', '{{2147483647}}', false)",
+        f"select worker_save_query_explain_analyze('{plain}', '{{}}')",
+        "select worker_apply_shard_ddl_command(1, 'raw', 'create table x ()')",
+        "select worker_create_or_replace_object('create function masking.f() returns integer return 1')",
+        f"select worker_drop_distributed_table({raw})",
+        f"select citus_drop_all_shards({raw}, 'raw', 'sqs_messages')",
+        f"select truncate_local_data_after_distributing_table({raw})",
+        "select citus_internal.delete_shard_metadata((select min(shardid) from pg_dist_shard))",
+        "select citus_internal.update_relation_colocation('raw.sqs_messages'::regclass, 1)",
+        f"select lock_relation_if_exists({raw}, 'ACCESS EXCLUSIVE')",
+        "table pg_dist_authinfo",
+        "create extension dblink",
+        "create extension postgres_fdw",
+        "set session authorization masker",
+        "set role masker",
+        "set citus.enable_manual_metadata_changes_for_user = 'postgres'",
+    ]
+
+
+@pytest.mark.parametrize("name", ["psql", "citus_internal gpid=10000000001"], ids=["login", "passing-for-a-node"])
+def test_nothing_of_citus_leads_around_the_grants(built, name):
+    database, _ = built
+    for login_of in DAILY:
+        for node in [database, *workers(database)]:
+            with closing(node.connect(login_of, application_name=name)):
+                outcomes = refusals(node, login_of, attacks(database))
+            assert [statement for statement, refusal in outcomes.items() if refusal is None] == [], login_of
+            assert {refusal for refusal in outcomes.values() if refusal[:2] in ("08", "57", "XX")} == set()
+
+
+def test_workers_have_the_functions_that_mask_and_no_others_and_none_is_open(built):
+    database, _ = built
+    functions = """
+        select oid::regprocedure::text, prosecdef, md5(prosrc), array(
+            select grantee::regrole::text from aclexplode(coalesce(proacl, acldefault('f', proowner))) order by 1
+        )
+        from pg_proc where pronamespace::regnamespace::text in ('raw', 'masking', 'privacy', 'analytics')
+    """
+    there = set(map(str, as_superuser(database, functions)))
+    for worker in workers(database):
+        here = as_superuser(worker, functions)
+        assert {name.partition(".")[0] for name, *_ in here} == {"masking", "analytics"}
+        assert not any("-" in grantees for *_, grantees in here)
+        assert set(map(str, here)) <= there
+
+
+def test_the_refusals_of_the_readme_are_refused_on_every_node(built, tmp_path):
+    database, _ = built
+    folder = checkout(tmp_path / "checkout")
+    for node in [database, *workers(database)]:
+        for command, login_of in commands("refused: Citus, every node"):
+            done = run(command, login_of, folder, node, node.stack._programs())
+            assert done.returncode == 1, command
+            assert "permission denied" in done.stderr or "does not exist" in done.stderr, command
+
+
+def test_no_log_of_any_node_has_a_plain_value_or_a_key(built):
+    """Every statement is logged (tests/cluster.py), also what nodes say to one another."""
+    database, _ = built
+    plain = as_superuser(database, "select ip, device_id from masking.base_sqs__messages where reason is null")
+    assert len(plain) > 1000
+    needles = Needles(
+        {
+            "ip": {ip.encode() for ip, _ in plain if ip.count(".") == 3 and not ip.startswith(("127.", "raw:"))},
+            "device_id": {device_id.encode() for _, device_id in plain},
+            "key": {bytes.fromhex(key) for key in KEYS.values()},
+        }
+    )
+    for node in nodes(database.stack):
+        for place, content in file_places("the server's log", node.folder / "postgres" / "server.log"):
+            assert needles.found(content) == set(), (place, node.folder)
+
+
+# Commands.
+
+
+@pytest.mark.parametrize(
+    ("login_of", "command"),
+    [
+        ("analyst_user", "python -m loader status"),
+        ("loader_user", "python -m loader doctor"),
+        ("postgres", "python -m privacy attest"),
+        ("analyst_user", "python -m report"),
+        ("transformer_user", "dbt --quiet docs generate --static --project-dir dbt_project --profiles-dir dbt_project"),
+        ("transformer_user", "dbt --quiet source freshness --project-dir dbt_project --profiles-dir dbt_project"),
+    ],
+)
+def test_commands_work_as_on_one_server(built, login_of, command, tmp_path):
+    database, _ = built
+    done = run(f".venv/bin/{command}", login_of, checkout(tmp_path / "checkout"), database, database.stack._programs())
+    assert done.returncode == 0, done.stdout + done.stderr
