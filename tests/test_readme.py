@@ -67,6 +67,7 @@ def test_no_command_leaves_its_reader_in_another_folder(page):
 
 # Which test runs a command, or the program that its recipe in the Makefile is.
 RUN_BY = {
+    "dbt clone": "test_dbt_commands.py::test_clone_is_refused_and_leaves_everything_where_it_is",
     "dbt build": "test_demo.py::test_the_screen_adds_up",
     "dbt debug": "test_habits.py::test_debug_finds_everything_in_order",
     "dbt ls": "test_habits.py::test_ls_lists_the_models",
