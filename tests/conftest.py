@@ -135,7 +135,12 @@ def migrated(request: pytest.FixtureRequest) -> Iterator[Database]:
             run_sql(Database(stack, DATABASE), STAND_IN)
             yield migrate(Database(stack, DATABASE), CITUS="1")
     else:
-        yield migrate(Database(request.getfixturevalue("stack"), DATABASE))
+        yield request.getfixturevalue("on_one_server")
+
+
+@pytest.fixture(scope="session")
+def on_one_server(stack: Stack) -> Database:
+    return migrate(Database(stack, DATABASE))
 
 
 def migrate(database: Database, **settings: str) -> Database:
@@ -190,11 +195,11 @@ def copy(migrated: Database, name: str | None = None) -> Iterator[Database]:
     database = Database(migrated.stack, name or f"test_{next(NUMBERS)}")
     for node in nodes(migrated.stack):
         with administration(node) as cursor:
-            # (Citus' daemon of that database ends with the permission, and a template may have no session.)
-            cursor.execute(f"alter database {migrated.name} allow_connections false")
-            cursor.execute(
-                "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s", (migrated.name,)
-            )
+            if nodes(migrated.stack)[1:]:  # Citus has a daemon there, and a template may have no session
+                cursor.execute(f"alter database {migrated.name} allow_connections false")
+                cursor.execute(
+                    "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s", (migrated.name,)
+                )
             cursor.execute(f"create database {database.name} template {migrated.name} owner migrator")
             cursor.execute(f"revoke all on database {database.name} from public")
             cursor.execute(GRANTS, {"copy": database.name, "original": migrated.name})
