@@ -176,6 +176,12 @@ select format('grant migrator to %I', current_user) where not :'is_superuser' \g
 select format('alter role %I login', role) from unnest(array['transformer', 'masker', 'pipeline_owner']) as role
 where :'citus' <> '' \gexec
 
+-- A load uses few of Citus' connections to each worker and keeps them; by default it makes several anew for each batch,
+-- which takes longer than the batch.
+select format('alter role loader_user set citus.%s = %s', setting, value)
+from (values ('max_adaptive_executor_pool_size', 1), ('max_cached_conns_per_worker', 4)) as settings (setting, value)
+where :'citus' <> '' and exists (select from pg_roles where rolname = 'loader_user') \gexec
+
 -- A query of an analyst's that runs away ends; so does a session that holds up the clean-up of old rows.
 select format('alter role %I set %s = %L', login, settings.name, value)
 from (

@@ -4,7 +4,7 @@ CITUS_BIN names the programs of a PostgreSQL that has Citus.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -41,13 +41,15 @@ def port(node: Stack) -> int:
     return int(node.environment(SUPERUSER)["PGPORT"])
 
 
-def start_node(node: Stack, coordinator: Stack | None = None) -> None:
+def start_node(node: Stack, coordinator: Stack | None) -> None:
     """Its server, with the settings that deploy/README.md asks for, and the coordinator's passwords."""
     if coordinator:
         node._save(node._state() | {"passwords": coordinator._state()["passwords"]})
     wanted = dict(line.split(" = ") for line in block("postgresql.conf of a node").splitlines())
     assert wanted.keys() == {"shared_preload_libraries", "citus.local_hostname"}
-    node.settings |= SETTINGS | {name: value.strip("'").replace("10.0.0.1", "::1") for name, value in wanted.items()}
+    node.settings = (
+        SETTINGS | node.settings | {name: value.strip("'").replace("10.0.0.1", "::1") for name, value in wanted.items()}
+    )
     node.start_postgres()
     trusted = block("pg_hba.conf of a node")
     for network, here in NETWORK.items():
@@ -57,20 +59,27 @@ def start_node(node: Stack, coordinator: Stack | None = None) -> None:
     node.restart_postgres()
 
 
-def temporary_node(stack: ExitStack, coordinator: Coordinator | None = None) -> Stack:
+def temporary_node(
+    stack: ExitStack,
+    coordinator: Coordinator | None = None,
+    name: str = DATABASE,
+    settings: Mapping[str, str] | None = None,
+) -> Stack:
+    """With a database of this name; the coordinator is the one without, and has the settings."""
     folder = stack.enter_context(temporary_folder())
-    node = (Stack if coordinator else Coordinator)(folder, postgres_bin=BIN, pg_port=0, sqs_port=0)
+    sort, settings = (Stack, coordinator.settings) if coordinator else (Coordinator, settings)
+    node = sort(folder, postgres_bin=BIN, pg_port=0, sqs_port=0, settings=settings)
     stack.callback(node.remove)
     start_node(node, coordinator)
-    follow("Citus, every node", checkout(folder / "checkout"), Database(node, DATABASE), BIN)
+    follow("Citus, every node", checkout(folder / "checkout"), Database(node, name), BIN)
     return node
 
 
 @contextmanager
-def temporary_cluster() -> Iterator[Coordinator]:
+def temporary_cluster(settings: Mapping[str, str] | None = None) -> Iterator[Coordinator]:
     """Of three nodes, migrated."""
     with ExitStack() as stack:
-        coordinator = temporary_node(stack)
+        coordinator = temporary_node(stack, settings=settings)
         coordinator.workers = [temporary_node(stack, coordinator) for _ in range(2)]
         coordinator.start_sqs()
         database, folder = Database(coordinator, DATABASE), coordinator.folder / "checkout"

@@ -7,10 +7,10 @@ from dataclasses import replace
 import psycopg2.errors
 import pytest
 
-from local.stack import BOOTSTRAP, DATABASE, LOGINS
+from local.stack import LOGINS
 from migrations import __main__ as migrations
-from tests.conftest import STAND_IN, Database, administration, run_migrations, run_sql, temporary_stack
-from tests.pipeline import dbt, land, query
+from tests.conftest import administration, run_migrations
+from tests.pipeline import dbt, query
 
 LOGIN = '{"user_id": "u", "app_version": "1.2", "device_type": "ios", "ip": "192.0.2.1", "device_id": "d"}'
 
@@ -224,28 +224,6 @@ def test_citus_is_wanted_and_not_there(database):
     assert result.stderr.strip().splitlines() == [
         "CITUS is set, but there is no extension citus: see deploy/README.md, Citus."
     ]
-
-
-def test_a_database_that_has_run_on_one_server_is_spread_as_it_is():
-    """What is in raw and what dbt has built stays; tokens stay equal, since the keys do."""
-    with temporary_stack() as server:
-        database = Database(server, DATABASE)
-        assert run_migrations(database.env("migrator")).returncode == 0
-        land(database, [LOGIN] * 5)
-        dbt(database, "build")
-        before = query(database, "select * from analytics.user_logins order by message_id")
-
-        run_sql(Database(server, "postgres"), BOOTSTRAP, CITUS="1")
-        run_sql(database, STAND_IN)
-        assert run_migrations(database.env("migrator") | {"CITUS": "1"}).returncode == 0
-        land(database, [LOGIN], prefix="n")
-        dbt(database, "build")
-
-        tables = query(database, "select count(*) from pg_dist_partition")
-        assert tables == [(4,)]  # raw.sqs_messages, and what dbt made of it
-        after = query(database, "select * from analytics.user_logins order by message_id")
-        assert after[:5] == before
-        assert len(after) == 6
 
 
 @pytest.mark.parametrize(
