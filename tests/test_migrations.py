@@ -52,10 +52,10 @@ def test_migrating_twice_waits_for_no_loader_and_no_reader(database):
         loader.execute(
             "insert into raw.sqs_messages (message_id, queue, body, load_id)"
             " select 'm', 'q', 'b', raw.current_load_id();"
-            "insert into raw.loads (received, landed, duplicates) values (1, 1, 0)"
+            "insert into raw.loads (queue, received, landed, duplicates) values ('q', 1, 1, 0)"
         )
         reader.execute(
-            "select count(*) from masking.stg_sqs__logins, masking.stg_sqs__mask_consistency, privacy.erased_messages"
+            "select count(*) from masking.stg_sqs__messages, masking.stg_sqs__mask_consistency, privacy.erased_messages"
         )
 
         result = run_migrations(database.env("migrator") | {"PGOPTIONS": "-c lock_timeout=3s"})
