@@ -1,10 +1,4 @@
-{{ config(indexes=[
-    {'columns': ['load_id']},
-    {'columns': ['user_id', 'logged_in_at']},
-    {'columns': ['masked_device_id']},
-    {'columns': ['masked_ip']},
-    {'columns': ['logged_in_at'], 'type': 'brin'}
-]) }}
+{{ config(indexes=[{'columns': ['load_id']}]) }}
 
 with
 

@@ -14,10 +14,7 @@ addresses as (
         count(distinct user_id) as users,
         count(*) as logins,
         min(create_date) as first_seen_on,
-        max(create_date) as last_seen_on,
-        count(distinct user_id) filter (where logged_in_at > now() - interval '1 day') as users_in_a_day,
-        count(distinct user_id) filter (where logged_in_at > now() - interval '7 days') as users_in_a_week,
-        count(distinct user_id) filter (where logged_in_at > now() - interval '30 days') as users_in_30_days
+        max(create_date) as last_seen_on
     from logins
     where ip_is_placeholder is not true
     group by masked_ip
