@@ -21,6 +21,12 @@ where
     {%- for column in columns_of(it.model) if column in declared_columns() + ['mask_key_version', 'load_id', 'sent_at'] %}
     or published.{{ column }} is distinct from boundary.{{ column }}
     {%- endfor %}
+    {%- if 'create_date' in columns_of(it.model) %}
+    or published.create_date is distinct from (boundary.sent_at at time zone 'utc')::date
+    {%- endif %}
+    {%- if 'logged_in_at' in columns_of(it.model) %}
+    or published.logged_in_at is distinct from date_trunc('{{ it.shown_to_the }}', boundary.sent_at, 'utc')
+    {%- endif %}
 having count(*) > 0
 {%- if not loop.last %}
 union all
