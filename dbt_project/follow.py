@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent
@@ -60,14 +61,14 @@ def main(every: float, test_every: float, give_up_after: float) -> None:
 
 def has_landed(is_built: bool) -> bool:
     """Whether there is something for dbt to do; at first, always. Raises one of errors.py."""
-    with postgres.explained("Run it as transformer_user"):
-        connection = postgres.connect("dbt follow")
-        try:
-            with connection, connection.cursor() as cursor:
-                cursor.execute(HAS_LANDED if is_built else "select true")
-                return cursor.fetchone()[0]
-        finally:
-            connection.close()
+    with (
+        postgres.explained("Run it as transformer_user"),
+        closing(postgres.connect("dbt follow")) as connection,
+        connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(HAS_LANDED if is_built else "select true")
+        return cursor.fetchone()[0]
 
 
 class Dbt:

@@ -37,21 +37,16 @@
     {%- for node in graph.nodes.values() if node.resource_type == 'model' and node.config.materialized == 'view' -%}
         {%- do ours.append(node.schema ~ '.' ~ node.alias) -%}
     {%- endfor -%}
-    {%- set views = run_query("
-        with recursive uses (view) as (
-            select ev_class
-            from pg_depend
-            inner join pg_rewrite on pg_rewrite.oid = objid and classid = 'pg_rewrite'::regclass
-            inner join pg_attribute on attrelid = refobjid and attnum = refobjsubid
-            where refobjid = '" ~ table ~ "'::regclass and attname in (" ~ quoted_list(columns) ~ ")
-            union
-            select ev_class
-            from uses
-            inner join pg_depend on refobjid = view and classid = 'pg_rewrite'::regclass
-            inner join pg_rewrite on pg_rewrite.oid = objid
-        )
-        select view::regclass::text from uses
-    ").columns[0].values() | list -%}
+    {%- set that_show_them -%}
+        select ev_class
+        from pg_depend
+        inner join pg_rewrite on pg_rewrite.oid = objid and classid = 'pg_rewrite'::regclass
+        inner join pg_attribute on attrelid = refobjid and attnum = refobjsubid
+        where refobjid = '{{ table }}'::regclass and attname in ({{ quoted_list(columns) }})
+    {%- endset -%}
+    {%- set views = run_query(
+        'select oid::regclass::text from pg_class where oid in (' ~ views_on(that_show_them) ~ ')'
+    ).columns[0].values() | list -%}
     {%- for view in views if view not in ours -%}
         {%- do exceptions.raise_compiler_error(
             'The view ' ~ view ~ ' shows ' ~ columns | join(', ') ~ ' of ' ~ table.schema ~ '.' ~ table.identifier

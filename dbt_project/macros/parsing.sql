@@ -71,26 +71,25 @@
 {%- endmacro %}
 
 
-{% macro texts_by_event(field) -%}
+{# The text of a field that each event type may have elsewhere. #}
+{% macro text_of(field_by_event) -%}
     {%- set texts = {} -%}
-    {%- for event, it in field.events.items() -%}{%- do texts.update({event: field_text(it)}) -%}{%- endfor -%}
+    {%- for event, field in field_by_event.items() -%}{%- do texts.update({event: field_text(field)}) -%}{%- endfor -%}
     {{ return(by_event_type(texts)) }}
 {%- endmacro %}
 
 
 {# Whose message it is. #}
 {% macro subject() -%}
-    {%- set texts = {} -%}
-    {%- for event, it in declared_events().items() -%}
-        {%- do texts.update({event: field_text(it.fields[it.subject])}) -%}
-    {%- endfor -%}
-    {{ return(by_event_type(texts)) }}
+    {%- set subjects = {} -%}
+    {%- for event, it in declared_events().items() -%}{%- do subjects.update({event: it.fields[it.subject]}) -%}{%- endfor -%}
+    {{ return(text_of(subjects)) }}
 {%- endmacro %}
 
 
 {# What is published of an open field. Blank text is null, which it can only be where the field is not required. #}
 {% macro open_value(field) -%}
-    {%- set text = texts_by_event(field) -%}
+    {%- set text = text_of(field.events) -%}
     {%- if field.type == 'text' and field.required -%} {{ text }}
     {%- elif field.type == 'text' -%} case when {{ is_blank(text) }} then null else {{ text }} end
     {%- elif field.type == 'version' -%} {{ pack_version('(' ~ text ~ ')') }}

@@ -95,19 +95,27 @@
 {%- endmacro %}
 
 
-{# Whether no view stands on this one but the owner's own: the boundary, which is deployed as a whole. #}
+{# Whether this view, and those that stand on it, are the owner's own: the boundary, which is deployed as a whole. #}
 {% macro nobody_else_uses(view) -%}
-    {{ return(config.get('materialized') == 'boundary_view' and scalar("
-        with recursive uses (view) as (
-            select to_regclass('" ~ view ~ "')::oid
-            union
-            select pg_rewrite.ev_class
-            from uses
-            inner join pg_depend on refclassid = 'pg_class'::regclass and refobjid = view and classid = 'pg_rewrite'::regclass
-            inner join pg_rewrite on pg_rewrite.oid = objid
-        )
-        select count(*) = 0 from uses inner join pg_class on oid = view where relowner <> current_user::regrole
-    ")) }}
+    {{ return(config.get('materialized') == 'boundary_view' and scalar(
+        "select count(*) = 0 from pg_class where oid in (" ~ views_on("select to_regclass('" ~ view ~ "')::oid")
+        ~ ") and relowner <> current_user::regrole"
+    )) }}
+{%- endmacro %}
+
+
+{# These relations, and the views that stand on them, however far up: their oids. #}
+{% macro views_on(oids) -%}
+    with recursive uses (view) as (
+        {{ oids }}
+        union
+        select pg_rewrite.ev_class
+        from uses
+        inner join pg_depend
+            on refclassid = 'pg_class'::regclass and refobjid = view and classid = 'pg_rewrite'::regclass
+        inner join pg_rewrite on pg_rewrite.oid = objid
+    )
+    select view from uses
 {%- endmacro %}
 
 

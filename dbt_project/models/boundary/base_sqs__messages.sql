@@ -41,6 +41,6 @@ from {{ source('raw', 'sqs_messages') }} as messages
 cross join lateral unnest(array[{{ parsed_event() }}]) as parsed (event)
 cross join lateral {{ first_level() }}
 {%- for field in masked_fields %}
-cross join lateral unnest(array[{{ canonical(texts_by_event(field), field.form) }}]) as canonical_{{ field.name }} (value)
+cross join lateral unnest(array[{{ canonical(text_of(field.events), field.form) }}]) as canonical_{{ field.name }} (value)
 {%- endfor %}
 cross join lateral unnest(array[{{ rejection_reason() }}]) as verdict (reason)
