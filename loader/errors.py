@@ -43,9 +43,10 @@ class NotPermitted(LoaderError):
 
 
 class NotMigrated(LoaderError):
-    """The database is not migrated: {reason}. Run `make migrate` as migrator."""
+    """The database is not migrated: {reason}. {remedy}."""
 
     exit_status, meaning = 5, "the database is not migrated"
+    remedy = "Run `make migrate` as migrator"
 
 
 class NoQueue(LoaderError):
@@ -88,7 +89,9 @@ class NotWell(LoaderError):
 
 
 class NotBuilt(NotMigrated):
-    """dbt has not built analytics: {reason}. Run `make migrate` as migrator, then `make build` as transformer_user."""
+    """dbt has not built analytics: {reason}. {remedy}."""
+
+    remedy = "Run `make migrate` as migrator, then `make build` as transformer_user"
 
 
 class CannotRedrive(LoaderError):

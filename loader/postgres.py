@@ -38,6 +38,7 @@ TOO_MANY = re.compile(r"too many (clients|connections)|remaining connection slot
 NOT_YET = re.compile(r"starting up|shutting down|in recovery mode|not yet accepting")
 TLS = re.compile(r"SSL|certificate|encryption")
 NO_CONNECT = re.compile(r"permission denied for database")  # which migrations/ grants to every role
+OF_DBT = re.compile(r'"(analytics|staging)\.')  # the schemas that dbt fills
 REMEDIES = {
     NOT_YET: "Try again in a moment",
     TLS: "Check PGSSLMODE (unset, it is verify-full for a server elsewhere) and PGSSLROOTCERT, its authority's file",
@@ -95,13 +96,13 @@ def explain(
     meaning = next((MEANINGS[key] for key in (state, state[:3], state[:2]) if key in MEANINGS), None)
     if meaning is None:
         return errors.Refused(reason=f"{name_of(error)} (the server's log has the details)")
-    details: dict[str, object] = {"reason": (reason or name_of(error)).strip().rstrip(".")}
+    details = {"reason": (reason or name_of(error)).strip().rstrip(".")}
     if meaning is errors.NotPermitted:
         details["remedy"] = permission
     elif meaning is errors.NoRoom:
         details["remedy"] = ROOM.get(state, NO_SPACE)
     elif meaning is errors.NotMigrated:
-        meaning = errors.NotBuilt if '"analytics.' in str(reason) else missing
+        meaning = errors.NotBuilt if OF_DBT.search(details["reason"]) else missing
     return meaning(**details)
 
 
@@ -109,7 +110,7 @@ def unreachable(reason: str) -> errors.LoaderError:
     if TOO_MANY.search(reason):
         return errors.NoRoom(reason=reason, remedy=ROOM["53300"])
     if NO_CONNECT.search(reason):
-        return errors.NotMigrated(reason=reason)
+        return errors.NotMigrated(reason=reason, remedy=f"Check PGDATABASE, or: {errors.NotMigrated.remedy}")
     remedies = [remedy for words, remedy in REMEDIES.items() if words.search(reason)]
     return errors.NoDatabase(reason=reason, **({"remedy": remedies[0]} if remedies else {}))
 

@@ -132,9 +132,9 @@ def troubles(status: Status, max_lag: timedelta) -> Iterator[str]:
             if queue["oldest"] > max_lag:
                 yield f"The oldest message has been on the queue for {span(queue['oldest'])}. {is_it_running}"
         elif seen and (since := since_last_load(seen, queue["name"])) is None:
-            yield f"Messages wait, and none has ever landed. {is_it_running}"
+            yield f"Messages wait on {queue['name']}, and none from there has ever landed. {is_it_running}"
         elif seen and since > max_lag:
-            yield f"Messages wait, and none has landed for {span(since)}. {is_it_running}"
+            yield f"Messages wait on {queue['name']}, and none from there has landed for {span(since)}. {is_it_running}"
     if seen and seen["landed_to_analytics"] > max_lag:
         yield f"The oldest landed message has waited for dbt for {span(seen['landed_to_analytics'])}: run `make build`."
     if seen and seen["unaccounted"]:

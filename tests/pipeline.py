@@ -45,11 +45,12 @@ def parsed(database, login: str, project: Path = DBT_PROJECT):
 
 def invoke(runner: dbtRunner, database, login: str, arguments: Iterable[str], expect: bool | None, project: Path):
     said = io.StringIO()
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, database.env(login)):
-        options = ["--project-dir", project, "--profiles-dir", project, "--target-path", folder]
-        options += ["--log-level-file", "none"]  # dbt never closes its log
-        with contextlib.redirect_stdout(said):
-            result = runner.invoke([*arguments, *map(str, options)])
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"DBT_PROJECT_DIR": project, "DBT_PROFILES_DIR": project, "DBT_TARGET_PATH": folder}
+        settings["DBT_LOG_LEVEL_FILE"] = "none"  # dbt never closes its log
+        environment = database.env(login) | {name: str(value) for name, value in settings.items()}
+        with mock.patch.dict(os.environ, environment), contextlib.redirect_stdout(said):
+            result = runner.invoke([*arguments])
     assert expect in (None, result.success), said.getvalue()
     return result
 

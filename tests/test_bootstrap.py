@@ -1,5 +1,6 @@
 """deploy/bootstrap.sql: roles, database and logins, on any server, by a superuser or by RDS's master user."""
 
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -22,7 +23,6 @@ MEMBERSHIPS = {
     ("backup_user", "pg_read_all_data"),
     ("migrator", "masker"),
     ("migrator", "pipeline_owner"),
-    ("pipeline_owner", "analyst"),
 }
 
 
@@ -98,12 +98,7 @@ def test_makes_what_is_missing_and_says_what(server, by_superuser, name):
 def test_repairs_memberships_and_can_add_a_login_later(server):
     who = master(server)
     assert bootstrap(server, **who, LOADER_USER_PASSWORD="").returncode == 0
-    run(
-        server,
-        "revoke transformer from transformer_user",
-        "revoke masker from migrator",
-        "revoke analyst from pipeline_owner",
-    )
+    run(server, "revoke transformer from transformer_user", "revoke masker from migrator")
 
     result = bootstrap(server, **who)
 
@@ -133,7 +128,7 @@ def test_a_master_user_without_the_admin_option_is_told_who_can_give_it(server):
 
     assert result.returncode == 3
     assert "may not administer these roles: " in result.stderr
-    assert "grant migrator to master with admin option" in result.stderr
+    assert re.search(r"grant .*\bmigrator, .* to master with admin option", result.stderr)
 
 
 STRANGERS = {

@@ -18,7 +18,7 @@ SECONDS = 8
 INSERT = """
 with load as materialized (select raw.current_load_id() as load_id)
 insert into raw.sqs_messages (message_id, queue, body, sent_at, load_id)
-select message_id, 'q', body, now(), load_id from unnest(%s) as message (message_id), load,
+select message_id, 'login-queue', body, now(), load_id from unnest(%s) as message (message_id), load,
 lateral (select case when message_id like '%%0' then 'not json' else %s end as body) as said
 on conflict do nothing
 """

@@ -236,7 +236,7 @@ def test_each_message_is_judged_and_masked_as_python_does(either_postgres, keys,
         )
 
 
-IPV4 = st.ip_addresses(v=4)
+IPV4 = st.ip_addresses(v=4).filter(lambda ip: str(ip) not in PLACEHOLDERS["ip"])  # which hide nobody
 SPELLINGS = [
     str,
     lambda ip: f"::ffff:{ip}",

@@ -41,7 +41,14 @@ ENDINGS = {
     "no-database": (["close-rotation"], "migrator", {"PGPORT": "1"}, 3, "No database: connection to", "Check PGHOST"),
     "not-migrator": (["rotate-key"], OFFICER, {}, 4, "Not permitted: permission denied to set role", AS_MIGRATOR),
     "no-officer": (["purge"], "loader_user", {}, 4, "Not permitted: permission denied for schema", AS_OFFICER),
-    "elsewhere": (["close-rotation"], "migrator", {"PGDATABASE": "postgres"}, 3, "No database: connection", "Check PG"),
+    "elsewhere": (
+        ["close-rotation"],
+        "migrator",
+        {"PGDATABASE": "postgres"},
+        5,
+        "The database is not migrated: ",
+        "PGDATABASE",
+    ),
     "not-built": (FORGET, OFFICER, {}, 5, "dbt has not built analytics: relation", "`make build` as transformer_user."),
 }
 

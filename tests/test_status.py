@@ -18,7 +18,7 @@ from psycopg2.extras import RealDictCursor
 
 from loader import status
 from loader.cli import main
-from tests.conftest import administration
+from tests.conftest import administration, copy
 from tests.pipeline import dbt, land, query
 
 ROOT = Path(__file__).parents[1]
@@ -161,8 +161,14 @@ JUDGED = {"queue": "logins", "accepted": 90, "rejected": 0, "landed_week_before"
     [
         pytest.param(5, HOUR * 2, NOW, "The oldest message has been on the queue for 2 h.", id="too-old"),
         pytest.param(5, HOUR, NOW - HOUR * 9, "", id="old-enough"),
-        pytest.param(5, None, None, "Messages wait, and none has ever landed.", id="never-loaded"),
-        pytest.param(5, None, NOW - HOUR * 3, "Messages wait, and none has landed for 3 h.", id="loader-gone"),
+        pytest.param(5, None, None, "Messages wait on logins, and none from there has ever landed.", id="never-loaded"),
+        pytest.param(
+            5,
+            None,
+            NOW - HOUR * 3,
+            "Messages wait on logins, and none from there has landed for 3 h.",
+            id="loader-gone",
+        ),
         pytest.param(5, None, NOW - HOUR, "", id="just-loaded"),
         pytest.param(0, timedelta(0), None, "", id="nothing-to-load"),
     ],
@@ -199,7 +205,7 @@ def test_a_jump_in_the_share_of_rejections_needs_a_person(change, jumped):
     assert status.rejections_jumped(JUDGED | change) is jumped
 
 
-def test_cloudwatch_tells_the_age_of_the_oldest(ask, sqs, queue, monkeypatch):
+def test_cloudwatch_tells_the_age_of_the_oldest(built, ask, sqs, queue, monkeypatch):
     given = {"region_name": "us-east-1", "aws_access_key_id": "x", "aws_secret_access_key": "x"}
     cloudwatch = botocore.session.get_session().create_client("cloudwatch", **given)
     points = [{"Timestamp": NOW, "Maximum": 7300.0}, {"Timestamp": NOW - HOUR, "Maximum": 10.0}]
@@ -214,7 +220,9 @@ def test_cloudwatch_tells_the_age_of_the_oldest(ask, sqs, queue, monkeypatch):
 
     with Stubber(cloudwatch) as stub:
         stub.add_client_error("get_metric_statistics", "AccessDenied")
-        answer = ask()
+        with copy(built) as database:
+            land(database, [LOGIN.format(3)], prefix="n", queue=queue.name)
+            answer = ask(database=database)
     assert answer.exit_code == WELL
     assert "Oldest               ?" in answer.stdout
 
