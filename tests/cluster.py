@@ -11,6 +11,8 @@ from pathlib import Path
 from local.stack import DATABASE, SUPERUSER, Stack
 from tests.conftest import Database, nodes, temporary_folder
 from tests.instructions import block, checkout, follow
+from tests.loading import until
+from tests.pipeline import query
 
 BIN = Path(os.environ.get("CITUS_BIN", ""))
 
@@ -71,7 +73,9 @@ def temporary_node(
     node = sort(folder, postgres_bin=BIN, pg_port=0, sqs_port=0, settings=settings)
     stack.callback(node.remove)
     start_node(node, coordinator)
-    follow("Citus, every node", checkout(folder / "checkout"), Database(node, name), BIN)
+    database = Database(node, name)
+    follow("Citus, every node", checkout(folder / "checkout"), database, BIN)
+    until(lambda: query(database, "show ssl", login=SUPERUSER) == [("on",)])  # Citus has told the server, which reloads
     return node
 
 

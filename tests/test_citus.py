@@ -373,3 +373,35 @@ def test_commands_work_as_on_one_server(built, login_of, command, tmp_path):
         f"{options}.venv/bin/{command}", login_of, checkout(tmp_path / "checkout"), database, database.stack._programs()
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("grant execute on function masking.masked to analyst", "is not as on the coordinator, or open to others"),
+        ("alter function masking.carried_over security invoker", "is not as on the coordinator, or open to others"),
+        ("alter function masking.masked rename to other", "is not as on the coordinator, or open to others"),
+        ("grant select on masking.keys to transformer", "masking.keys is open to others there"),
+    ],
+)
+def test_a_worker_that_would_mask_for_anybody_gets_no_keys(database, change, reason):
+    worker = workers(database)[0]
+    with closing(worker.connect("postgres")) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("set citus.enable_ddl_propagation = off; delete from masking.keys")
+        cursor.execute(change)
+    done = run_migrations(database.env("migrator"))
+    assert done.returncode == 5
+    assert done.stderr.startswith(f"The worker ::1:{worker.env('postgres')['PGPORT']} gets no keys: ")
+    assert reason in done.stderr
+    assert as_superuser(worker, "select count(*) from masking.keys") == [(0,)]
+
+
+def test_what_a_worker_leaves_open_to_the_public_is_closed(database):
+    """PostgreSQL opens new functions to PUBLIC, and Citus takes to a worker what is granted, not what is not."""
+    worker = workers(database)[0]
+    with closing(worker.connect("postgres")) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("set citus.enable_ddl_propagation = off")
+        cursor.execute("grant execute on function masking.masked, masking.carried_over to public")
+    assert run_migrations(database.env("migrator")).returncode == 0
+    calls = ["select masking.masked('ip', '192.0.2.1', 1)", "select masking.carried_over('ip', repeat('0', 64), 1)"]
+    assert set(refusals(worker, "transformer_user", calls).values()) == {"42501"}

@@ -95,15 +95,15 @@ begin
     last_load := raw.safe_load_id() - 1;
     if exists (select from privacy.erased_messages) then
         for landed in execute format(
-            'select message_id, load_id, loaded_at, body from raw.sqs_messages where load_id > %s and load_id <= %s',
-            last_checked, last_load
+            'select message_id, load_id, loaded_at, encode(sha256(convert_to(body, ''UTF8'')), ''hex'') as digest '
+            'from raw.sqs_messages where load_id > %s and load_id <= %s', last_checked, last_load
         ) loop
             insert into privacy.erased_messages (message_id, load_id, body_mac, erased_at, erasure)
             select landed.message_id, landed.load_id, known.body_mac, known.erased_at, known.erasure
             from privacy.erased_messages as known
             where
                 known.message_id = landed.message_id
-                or known.body_mac = (select masking.token(landed.body, key) from privacy.tombstone_key)
+                or known.body_mac = (select masking.token(landed.digest, key) from privacy.tombstone_key)
                 and known.erased_at > landed.loaded_at - interval '28 days'
             order by known.erased_at desc
             limit 1;

@@ -16,7 +16,8 @@ begin
             union all
             select landed.message_id, landed.load_id, erased.body_mac, erased.erased_at, erased.erasure
             from landed inner join privacy.erased_messages as erased
-                on masking.token(landed.body, (select key from privacy.tombstone_key)) = erased.body_mac
+                on masking.token(encode(sha256(convert_to(landed.body, 'UTF8')), 'hex'), (select key from privacy.tombstone_key))
+                    = erased.body_mac
             where erased.erased_at > now() - interval '28 days'
         ),
         erased_again as (
@@ -209,17 +210,19 @@ begin
 end $$;
 grant execute on function privacy.forget_user(text, text) to privacy_officer;
 
--- Removes messages from raw and leaves their tombstones. One at a time: on Citus, raw is spread and tombstones are not.
+-- Removes messages from raw and leaves their tombstones. One at a time: on Citus, raw is spread and tombstones are not;
+-- and it is the body's hash that travels, to get its key here.
 create or replace function privacy.bury(message_ids text[], erasure bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     message record;
 begin
     for message in execute format(
-        'select message_id, load_id, body from raw.sqs_messages where message_id = any(%L)', message_ids
+        'select message_id, load_id, encode(sha256(convert_to(body, ''UTF8'')), ''hex'') as digest from raw.sqs_messages '
+        'where message_id = any(%L)', message_ids
     ) loop
         insert into privacy.erased_messages (message_id, load_id, body_mac, erasure)
-        select message.message_id, message.load_id, masking.token(message.body, key), bury.erasure
+        select message.message_id, message.load_id, masking.token(message.digest, key), bury.erasure
         from privacy.tombstone_key;
     end loop;
     execute 'delete from raw.sqs_messages where message_id = any($1)' using message_ids;

@@ -1,4 +1,5 @@
--- What proves the masks right, as counts over all accepted messages in raw: by event type and masked field.
+-- What proves the masks right, as counts over all accepted messages in raw: by event type and masked field. Values are
+-- compared by their hash, since on Citus what is compared travels to the coordinator.
 
 with
 
@@ -8,7 +9,7 @@ values_and_tokens as (
     select
         event_type,
         '{{ field.name }}' as field,
-        {{ field.name }} as plain,
+        encode(sha256(convert_to({{ field.name }}, 'UTF8')), 'hex') as digest,
         masked_{{ field.name }} as token,
         not {{ field.name }}_is_placeholder and ({{ exposes(published_texts(field), field.name, field.form) }}) as is_in_the_open
     from {{ ref('base_sqs__messages') }}
@@ -26,10 +27,10 @@ counted as (
         event_type,
         field,
         count(*) as messages,
-        count(distinct plain) as plain_values,
+        count(distinct digest) as plain_values,
         count(distinct token) as tokens,
-        count(distinct row(plain, token)) filter (where plain is not null or token is not null) as pairs,
-        count(*) filter (where token = encode(sha256(convert_to(plain, 'UTF8')), 'hex')) as tokens_without_key,
+        count(distinct row(digest, token)) filter (where digest is not null or token is not null) as pairs,
+        count(*) filter (where token = digest) as tokens_without_key,
         count(*) filter (where is_in_the_open) as messages_with_value_in_the_open
     from values_and_tokens
     group by event_type, field
