@@ -1,4 +1,5 @@
-"""What dbt costs, measured here: a full refresh, increments as history grows, its own start, reports and a purge."""
+"""What dbt costs, measured here: a full refresh, increments as history grows, its own start, reports,
+freshness and a purge."""
 
 import json
 import os
@@ -11,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
+from local.queues import client, ensure_queue
 from local.stack import SUPERUSER, Stack
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -60,6 +62,7 @@ select
 from raw.sqs_messages
 cross join lateral unnest(array[masking.parse_json(body)]) as parsed (event)
 """
+BODY = '{"user_id": "u", "app_version": "1.0", "device_type": "ios", "ip": "192.0.2.1", "device_id": "d"}'
 BOUNDARY = "explain (analyze, timing off) select * from masking.stg_sqs__messages"
 
 
@@ -249,6 +252,61 @@ def reports(bench: Bench, rounds: int) -> None:
     show("Reading a whole report", interleaved(rounds, contestants))
 
 
+def freshness(bench: Bench, sent: int) -> None:
+    """From sent to user_logins, with a loader and a dbt that stay; then what both cost while nothing arrives."""
+    sqs = client(bench.env)
+    url = ensure_queue(sqs, "login-queue")
+    loader = [sys.executable, "-m", "loader", "load", "--follow", "--quiet", "--queue-name", "login-queue"]
+    follow = [sys.executable, PROJECT / "follow.py"]
+    quiet = {"cwd": PROJECT.parent, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    loads = subprocess.Popen(loader, env=bench.env | bench.stack.program("loader_user", bench.name), **quiet)
+    builds = subprocess.Popen(follow, env=bench.env, **quiet)
+    try:
+        waits = [published(bench, sqs, url, n) for n in range(sent + 1)][1:]  # the first waits for dbt to start
+        idle, seconds = {}, 30
+        for name, process in {"loader": loads, "dbt": builds}.items():
+            idle[name] = -cpu_of(process.pid)
+        time.sleep(seconds)
+        for name, process in {"loader": loads, "dbt": builds}.items():
+            idle[name] += cpu_of(process.pid)
+    finally:
+        for process in (loads, builds):
+            process.terminate()
+            process.wait()
+    median, p95 = statistics.median(waits), statistics.quantiles(waits, n=20)[-1]
+    print(f"\nFrom sent to user_logins, both following, {sent} messages one by one")
+    print(f"  {'median':<44}{median:>9.2f} s\n  {'95th percentile':<44}{p95:>9.2f} s")
+    for name, cpu in idle.items():
+        print(f"  {f'{name}, while nothing arrives':<44}{100 * cpu / seconds:>9.2f} % of a core")
+
+
+def published(bench: Bench, sqs: Any, url: str, number: int) -> float:
+    """Seconds until a login that is sent now can be read; at some moment between two looks of dbt's."""
+    time.sleep(number * 0.618 % 2)
+    body = {
+        "user_id": f"fresh-{number}",
+        "app_version": "1.0",
+        "device_type": "ios",
+        "ip": "192.0.2.1",
+        "device_id": "d",
+    }
+    sent = time.perf_counter()
+    message_id = sqs.send_message(QueueUrl=url, MessageBody=json.dumps(body))["MessageId"]
+    with closing(bench.stack.connect("analyst_user", bench.name)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        while time.perf_counter() - sent < 300:
+            cursor.execute("select from analytics.user_logins where message_id = %s", (message_id,))
+            if cursor.rowcount:
+                return time.perf_counter() - sent
+            time.sleep(0.02)
+    raise click.ClickException("A message that was sent 300 s ago is not in analytics.user_logins.")
+
+
+def cpu_of(pid: int) -> float:
+    """Processor seconds of a process."""
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])) / TICK
+
+
 def purge(bench: Bench) -> None:
     bench.sql("update raw.loads set loaded_at = now() - interval '40 days' where load_id <= 2")
     bench.sql("update raw.sqs_messages set loaded_at = now() - interval '40 days' where load_id <= 2")
@@ -276,6 +334,7 @@ def main(messages: int, held: str, new: int, rounds: int) -> None:
         full_refresh(refresh, messages, max(rounds - 2, 1))
         overhead(refresh, rounds)
         reports(refresh, rounds)
+        freshness(refresh, 4 * rounds)
         if messages >= 200_000:
             purge(refresh)
         increments(dict(zip(sizes, benches.values(), strict=True)), new, rounds)

@@ -36,7 +36,7 @@ PIPELINE = """
 QUEUES = """
     select
         queue, newest_load_at, landed_to_analytics, untransformed, received, landed, duplicates, accepted, rejected,
-        erased, unaccounted, landed_week_before, rejected_week_before
+        erased, unaccounted, rejections_jumped
     from analytics.queue_health order by queue
 """
 
@@ -140,20 +140,11 @@ def troubles(status: Status, max_lag: timedelta) -> Iterator[str]:
     if seen and seen["unaccounted"]:
         yield f"{seen['unaccounted']:,} unaccounted for: once no dbt is running, `dbt test` in dbt_project/ says where."
     for each in seen["queues"].values() if seen else ():
-        if rejections_jumped(each):
+        if each["rejections_jumped"]:
             yield (
                 f"{each['rejected']:,} of {each['accepted'] + each['rejected']:,} messages from {each['queue']} were"
                 " rejected in 24 hours, far more than before: the reasons are above, and in README.md what to do."
             )
-
-
-def rejections_jumped(queue: dict) -> bool:
-    """Whether more than 5 % of a day's messages were rejected, and three times the share of the week before."""
-    judged = queue["accepted"] + queue["rejected"]
-    if judged < 20 or queue["rejected"] < 0.05 * judged:
-        return False
-    usual = queue["rejected_week_before"] / queue["landed_week_before"] if queue["landed_week_before"] else 0.1
-    return queue["rejected"] / judged > 3 * usual
 
 
 # How it is shown.

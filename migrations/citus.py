@@ -151,7 +151,7 @@ def bring_keys_to(cursor: Cursor, keys: bytes, functions: set[tuple]) -> None:
     if missing := sorted(NEEDED - {name for name, *_ in there}):
         raise CannotDistribute(5, f"it has no function {', '.join(missing)}")
     cursor.execute(KEYS_ARE_OPEN)
-    if cursor.fetchone():
+    if cursor.rowcount:
         raise CannotDistribute(5, "masking.keys is open to others there")
     cursor.execute("set role masker")
     cursor.execute(KEYS)

@@ -15,9 +15,13 @@ MIGRATE = "run `make migrate`, which makes functions, triggers and their grants 
 BY_HAND = "undo it by hand (grant, revoke, alter … owner to), as the owner or a superuser"
 REBUILD = "drop it, and let dbt make its tables anew: dbt run"
 
+# The group roles of deploy/bootstrap.sql, as SQL: those that logins join, and those that own things.
+JOINED = "'loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention'"
+OWNERS = "'migrator', 'masker', 'pipeline_owner'"
+
 # One line for each thing that decides who may do what. contract.txt has the lines of a freshly migrated database: of
 # every supported version of PostgreSQL, where a function differs. What dbt makes is in DBT below, by rule.
-INVENTORY = """
+INVENTORY = f"""
 with
 ours as (
     select oid, nspname as name, nspowner, nspacl from pg_namespace
@@ -116,10 +120,7 @@ select format(
     )
 )
 from pg_roles
-where rolname in (
-    'loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention', 'migrator', 'masker',
-    'pipeline_owner'
-)
+where rolname in ({JOINED}, {OWNERS})
 order by 1
 """
 
@@ -219,21 +220,20 @@ where found.definition is distinct from deployed.definition
 order by 1
 """
 
-MEMBERS = """
+MEMBERS = f"""
 select
     m.roleid::regrole::text, m.member::regrole::text, m.grantor::regrole::text, m.admin_option,
-    m.roleid::regrole::text in ('masker', 'pipeline_owner', 'migrator') and m.member::regrole::text <> 'migrator'
+    m.roleid::regrole::text in ({OWNERS}) and m.member::regrole::text <> 'migrator'
     and not (select rolsuper or rolcreaterole from pg_roles where pg_roles.oid = m.member)
     or m.roleid::regrole::text ~ '^pg_' and (
-        m.member::regrole::text in ('loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention')
+        m.member::regrole::text in ({JOINED})
         or m.roleid::regrole::text ~ '(server|all_data|signal|checkpoint|maintain|create_sub)'
         and m.member::regrole::text <> 'backup_user'
     )
 from pg_auth_members as m
-where m.roleid::regrole::text in (
-    'loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention', 'migrator', 'masker',
-    'pipeline_owner'
-) or m.roleid::regrole::text ~ '^pg_' and m.member::regrole::text !~ '^pg_'
+where
+    m.roleid::regrole::text in ({JOINED}, {OWNERS})
+    or m.roleid::regrole::text ~ '^pg_' and m.member::regrole::text !~ '^pg_'
 order by 1, 2, 3
 """
 

@@ -1,5 +1,6 @@
 """deploy/bootstrap.sql: roles, database and logins, on any server, by a superuser or by RDS's master user."""
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -26,9 +27,10 @@ MEMBERSHIPS = {
 }
 
 
-@pytest.fixture(params=["15", "17"])
+@pytest.fixture(params=[version for version in ("15", "17", os.environ.get("LOCAL_POSTGRES")) if version])
 def server(request: pytest.FixtureRequest) -> Iterator[Stack]:
-    """The oldest PostgreSQL that is supported, and one of those that ask more of whoever makes a role; empty."""
+    """The oldest PostgreSQL that is supported, one of those that ask more of whoever makes a role, and the one chosen;
+    empty."""
     try:
         programs = choose_postgres(request.param, None)
     except StackError:

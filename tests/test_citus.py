@@ -5,6 +5,8 @@ import hmac
 import io
 import json
 import os
+import re
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -183,6 +185,15 @@ def received(plan: dict) -> int:
     return int(number) * {"bytes": 1, "kB": 1024, "MB": 1024**2}[unit]
 
 
+def tasks(plan: dict) -> Iterator[dict]:
+    """What the workers ran, wherever in the plan."""
+    for task in plan.get("Distributed Query", {}).get("Job", {}).get("Tasks", []):
+        for [remote] in task["Remote Plan"]:
+            yield remote
+    for below in [*plan.get("Plans", []), *(each for each in plan.get("Distributed Query", {}).get("Subplans", []))]:
+        yield from tasks(below.get("PlannedStmt", [{}])[0].get("Plan", below))
+
+
 def test_workers_mask_a_window_and_nothing_plain_travels(much):
     """What dbt runs (read_stg_sqs__messages), as the function's owner does."""
     plan, text = explained(much, "select * from masking.stg_sqs__messages where load_id > 1 and load_id < 3")
@@ -206,6 +217,14 @@ def test_what_is_plain_is_not_asked_for_in_sealing_either(much):
         " where load_id > 1 and load_id < 3",
     )
     assert "Seq Scan" not in text
+
+
+def test_what_proves_the_masks_travels_as_hashes_with_a_secret_part(much):
+    """The masks are proved by counting distinct values, for which Citus brings them to the coordinator."""
+    plan, _ = explained(much, "select * from masking.stg_sqs__mask_consistency")
+    sent = [output for task in tasks(plan["Plan"]) for output in task["Plan"]["Output"]]
+    assert any("masking.masked('ip'" in output and "'proof'" in output for output in sent)
+    assert not [output for output in sent if re.fullmatch(r"(\w+\.)*(canonical_\w+\.value|body|ip|device_id)", output)]
 
 
 # Who may do what, on every node.

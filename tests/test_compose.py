@@ -203,7 +203,7 @@ def test_prometheus_sees_the_loader_and_the_database(watched: Compose):
     def value(query: str) -> str:
         return until(lambda: watched.prometheus(query), 180)[0]["value"][1]
 
-    until(lambda: value("pipeline_health_unaccounted") == "0", 180)
+    until(lambda: value('queue_health_unaccounted{queue="login-queue"}') == "0", 180)
     assert value('up{job="loader"}') == "1"
     assert float(value("loader_landed_total")) > 0
     assert "collector failed" not in watched("logs", "postgres-exporter")

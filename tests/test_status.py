@@ -153,7 +153,6 @@ def test_the_pipeline_may_need_a_person(ask, built, change, sentence, monkeypatc
 
 NOW = datetime(2026, 11, 21, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)
-JUDGED = {"queue": "logins", "accepted": 90, "rejected": 0, "landed_week_before": 700, "rejected_week_before": 7}
 
 
 @pytest.mark.parametrize(
@@ -182,7 +181,7 @@ def test_a_queue_that_nobody_empties_needs_a_person(waiting, oldest, newest_load
             "newest_load_at": newest_load_at,
             "landed_to_analytics": timedelta(0),
             "unaccounted": 0,
-            "queues": {"logins": JUDGED | {"newest_load_at": newest_load_at}},
+            "queues": {"logins": {"newest_load_at": newest_load_at, "rejections_jumped": False}},
         },
     )
     expected = [f"{sentence} Is `python -m loader load` running?"] if sentence else []
@@ -201,8 +200,19 @@ def test_a_queue_that_nobody_empties_needs_a_person(waiting, oldest, newest_load
         pytest.param({"rejected": 10, "landed_week_before": 0}, False, id="a-tenth-of-the-first-day"),
     ],
 )
-def test_a_jump_in_the_share_of_rejections_needs_a_person(change, jumped):
-    assert status.rejections_jumped(JUDGED | change) is jumped
+def test_rejections_jump_when_far_more_are_rejected_than_before(built, change, jumped):
+    counts = {"accepted": 90, "rejected": 0, "landed_week_before": 700, "rejected_week_before": 7} | change
+    arguments = ", ".join(f"{name} => {count}" for name, count in counts.items())
+    assert query(built, f"select analytics.rejections_jumped({arguments})") == [(jumped,)]
+
+
+def test_a_jump_in_the_share_of_rejections_needs_a_person(built, ask):
+    with copy(built) as database:
+        land(database, ["not json"] * 20, prefix="bad")
+        dbt(database, "run", "--select", "+queue_health")
+        answer = ask(database=database)
+    assert answer.exit_code == NOT_WELL
+    assert "22 of 24 messages from login-queue were rejected in 24 hours, far more than before" in answer.stdout
 
 
 def test_cloudwatch_tells_the_age_of_the_oldest(built, ask, sqs, queue, monkeypatch):

@@ -1,5 +1,6 @@
 -- What proves the masks right, as counts over all accepted messages in raw: by event type and masked field. Values are
--- compared by their hash, since on Citus what is compared travels to the coordinator.
+-- compared by a hash with a secret part, since on Citus what is compared travels to the coordinator; and not by a
+-- token, which is what is to be proved.
 
 with
 
@@ -9,8 +10,9 @@ values_and_tokens as (
     select
         event_type,
         '{{ field.name }}' as field,
-        encode(sha256(convert_to({{ field.name }}, 'UTF8')), 'hex') as digest,
+        encode(sha256(convert_to({{ mask("'proof'", field.masked_as) }} || {{ field.name }}, 'UTF8')), 'hex') as digest,
         masked_{{ field.name }} as token,
+        masked_{{ field.name }} = encode(sha256(convert_to({{ field.name }}, 'UTF8')), 'hex') as is_without_key,
         not {{ field.name }}_is_placeholder and ({{ exposes(published_texts(field), field.name, field.form) }}) as is_in_the_open
     from {{ ref('base_sqs__messages') }}
     where reason is null
@@ -30,7 +32,7 @@ counted as (
         count(distinct digest) as plain_values,
         count(distinct token) as tokens,
         count(distinct row(digest, token)) filter (where digest is not null or token is not null) as pairs,
-        count(*) filter (where token = digest) as tokens_without_key,
+        count(*) filter (where is_without_key) as tokens_without_key,
         count(*) filter (where is_in_the_open) as messages_with_value_in_the_open
     from values_and_tokens
     group by event_type, field

@@ -229,35 +229,44 @@ queues as (
     union
     select queue from of_one_day
 
+),
+
+health as (
+
+    select
+        queues.queue,
+        declared.event_type,
+
+        -- times
+        newest.newest_load_at,
+        newest.sent_to_landed,
+        coalesce(now() - waiting.oldest_landed_at, interval '0') as landed_to_analytics,
+
+        -- counts
+        coalesce(waiting.untransformed, 0)::bigint as untransformed,
+        coalesce(of_one_day.received, 0)::bigint as received,
+        coalesce(of_one_day.landed, 0)::bigint as landed,
+        coalesce(of_one_day.duplicates, 0)::bigint as duplicates,
+        coalesce(of_one_day.accepted, 0)::bigint as accepted,
+        coalesce(of_one_day.rejected, 0)::bigint as rejected,
+        coalesce(of_one_day.erased, 0)::bigint as erased,
+        (coalesce(of_one_day.taken, 0) - coalesce(of_one_day.accepted, 0) - coalesce(of_one_day.rejected, 0))::bigint
+            as unaccounted,
+        coalesce(week_before.landed, 0)::bigint as landed_week_before,
+        coalesce(rejected_week_before.rejected, 0)::bigint as rejected_week_before,
+        coalesce(rejected_by_reason.rejected_by_reason, '{}') as rejected_by_reason
+    from queues
+    left join declared on queues.queue = declared.queue
+    left join newest on queues.queue = newest.queue
+    left join waiting on queues.queue = waiting.queue
+    left join of_one_day on queues.queue = of_one_day.queue
+    left join week_before on queues.queue = week_before.queue
+    left join rejected_week_before on queues.queue = rejected_week_before.queue
+    left join rejected_by_reason on queues.queue = rejected_by_reason.queue
+
 )
 
 select
-    queues.queue,
-    declared.event_type,
-
-    -- times
-    newest.newest_load_at,
-    newest.sent_to_landed,
-    coalesce(now() - waiting.oldest_landed_at, interval '0') as landed_to_analytics,
-
-    -- counts
-    coalesce(waiting.untransformed, 0)::bigint as untransformed,
-    coalesce(of_one_day.received, 0)::bigint as received,
-    coalesce(of_one_day.landed, 0)::bigint as landed,
-    coalesce(of_one_day.duplicates, 0)::bigint as duplicates,
-    coalesce(of_one_day.accepted, 0)::bigint as accepted,
-    coalesce(of_one_day.rejected, 0)::bigint as rejected,
-    coalesce(of_one_day.erased, 0)::bigint as erased,
-    (coalesce(of_one_day.taken, 0) - coalesce(of_one_day.accepted, 0) - coalesce(of_one_day.rejected, 0))::bigint
-        as unaccounted,
-    coalesce(week_before.landed, 0)::bigint as landed_week_before,
-    coalesce(rejected_week_before.rejected, 0)::bigint as rejected_week_before,
-    coalesce(rejected_by_reason.rejected_by_reason, '{}') as rejected_by_reason
-from queues
-left join declared on queues.queue = declared.queue
-left join newest on queues.queue = newest.queue
-left join waiting on queues.queue = waiting.queue
-left join of_one_day on queues.queue = of_one_day.queue
-left join week_before on queues.queue = week_before.queue
-left join rejected_week_before on queues.queue = rejected_week_before.queue
-left join rejected_by_reason on queues.queue = rejected_by_reason.queue
+    *,
+    analytics.rejections_jumped(accepted, rejected, landed_week_before, rejected_week_before) as rejections_jumped
+from health
