@@ -1,8 +1,8 @@
-# The one door: people, the README and CI all come in by these targets.
+# Entry point for users, the README and CI.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test up down env send load migrate build docs report status doctor redrive bench freshness lint \
-    clean compose-test requirements sbom rotate-key reveal approve forget leakcheck attest contract purge bench-dbt
+.PHONY: help install demo test up down env send bootstrap login load migrate build docs report status doctor redrive bench \
+    freshness lint clean compose-test requirements sbom rotate-key reveal approve forget leakcheck attest contract purge bench-dbt
 
 PYTHON ?= python3
 # (not ?=, because make has an AS of its own: the assembler)
@@ -11,7 +11,13 @@ AS = analyst_user
 BIN := .venv/bin
 LOCAL := $(BIN)/python -m local
 PRIVACY := $(BIN)/python -m privacy
+STATE := $(or $(LOCAL_STATE),.local)
 PROJECT := --project-dir dbt_project --profiles-dir dbt_project
+
+# Shows one line for every twenty packages. pip's own lines are left out, its errors are not.
+pip_install = { $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r $(1) || echo FAILED; } | \
+    awk -v all="$$(grep -c '^[a-z].*==' $(1))" '/^Collecting / && ++n % 20 == 0 {print "    " n " of " all " packages"} \
+        /^Installing collected/ {print "    unpacking"} /^FAILED$$/ {failed = 1} {fflush()} END {exit failed}' >&2
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -23,9 +29,9 @@ install: .venv/installed  ## make .venv, or bring it up to date
 	    { echo 'Python 3.10 or newer is needed; if it has another name: make PYTHON=python3.12 ...' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	    { echo 'This Python cannot make a .venv: apt install python3-venv' >&2; exit 1; }
-	@echo 'Installing into .venv, which takes a minute ...' >&2
+	@echo 'Installing Python packages into .venv (about a minute) ...' >&2
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@$(call pip_install,requirements-dev.txt)
 	@touch $@
 
 demo: install  ## made-up logins through the whole pipeline, on servers started here; again, and it adds more
@@ -40,8 +46,8 @@ compose-test: install  ## docker-compose.yml on a real Docker engine; without a 
 up: install  ## start the local PostgreSQL and SQS
 	@$(LOCAL) up
 
-down: $(if $(wildcard .local),install)  ## stop them; the database is kept, the queues are not
-	@test ! -d .local || $(LOCAL) down
+down: $(if $(wildcard $(STATE)),install)  ## stop them; the database is kept, the queues are not
+	@test ! -d '$(STATE)' || $(LOCAL) down
 
 env: install  ## what a shell has to set to work as a login: eval "$(make -s env AS=analyst_user)"
 	@$(LOCAL) env --as $(AS)
@@ -49,7 +55,23 @@ env: install  ## what a shell has to set to work as a login: eval "$(make -s env
 send: install  ## made-up messages to the queue (ARGS='--count 100 --seed 2', or ARGS='--file messages.jsonl')
 	@$(LOCAL) send $(ARGS)
 
-# These work on the servers that PGHOST and AWS_* name, or else on the local ones as the login given here.
+# A copy of .env.example with generated passwords, which only its owner can read.
+define new_env_file
+@umask 077; $(PYTHON) -c 'import re, secrets; template = open(".env.example").read(); \
+    print(re.sub("\047choose-one\047", lambda _: secrets.token_urlsafe(24), template), end="")' > $@
+@echo '$@ is created, with generated passwords. Edit it: your servers, and the passwords that exist already.' >&2
+endef
+.env: ; $(new_env_file)
+%.env: ; $(new_env_file)
+
+# Each of these works as the login given here: on the servers in the file ENV_FILE, or else on those that PGHOST and AWS_*
+# name (as PGUSER), or else on the local ones.
+
+bootstrap: install  ## once on a server of yours, as superuser: database, roles, logins (ENV_FILE=prod.env)
+	@$(LOCAL) run --as postgres -- psql -X -v ON_ERROR_STOP=1 -d postgres -f deploy/bootstrap.sql
+
+login: install  ## a login for a person, or a new password for it (NAME=ada ROLE=analyst)
+	@$(LOCAL) login "$$NAME" $(if $(ROLE),--role "$$ROLE")
 
 migrate: install  ## apply migrations/ and deploy the boundary
 	@$(LOCAL) run --as migrator -- $(BIN)/python -m migrations
@@ -117,8 +139,8 @@ freshness: install  ## fails when nothing has landed for too long
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet source freshness $(PROJECT)
 
 .venv/installed-lint: .venv/installed deploy/requirements-lint.txt
-	@echo 'Installing the linters of deploy/, which takes a minute ...' >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements-lint.txt
+	@echo 'Installing the linters into .venv (about a minute) ...' >&2
+	@$(call pip_install,deploy/requirements-lint.txt)
 	@touch $@
 
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make requirements' $(BIN)/uv pip compile --no-strip-extras --quiet --universal --python-version 3.10 \
@@ -151,7 +173,7 @@ lint: .venv/installed-lint  ## every linter; changes nothing
 	    promtool check config deploy/monitoring/prometheus.yml >/dev/null; \
 	else echo 'NOT CHECKED: deploy/monitoring, for want of promtool (apt install prometheus)' >&2; fi
 
-clean: $(if $(wildcard .local),install)  ## stop the local servers and remove their data and every cache; .venv stays
-	@test ! -d .local || $(LOCAL) remove
+clean: $(if $(wildcard $(STATE)),install)  ## stop the local servers and remove their data and every cache; .venv stays
+	@test ! -d '$(STATE)' || $(LOCAL) remove
 	@rm -rf .hypothesis .pytest_cache .ruff_cache dbt_project/logs dbt_project/target logs
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

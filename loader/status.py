@@ -24,7 +24,7 @@ COUNTERS = {
     "in_flight": "ApproximateNumberOfMessagesNotVisible",
     "delayed": "ApproximateNumberOfMessagesDelayed",
 }
-
+ENOUGH_RECEIVES = 3  # a loader that is killed, or a message released on shutdown, costs one
 
 PIPELINE = """
     select
@@ -97,11 +97,31 @@ def cloudwatch_of(queue: Queue) -> Any:
 
 
 def dead_letters(queue: Queue) -> dict:
-    """The queue of what was received too often. No name where the queue has no redrive policy."""
-    dead, _ = queue.dead_letters(queue.attributes())
+    """The dead-letter queue: its name (None where there is none), its messages, and how many receives lead there."""
+    dead, receives = queue.dead_letters(queue.attributes())
     if not dead:
-        return {"name": None, "waiting": 0}
-    return {"name": dead.name, "waiting": int(dead.attributes().get(COUNTERS["waiting"]) or 0)}
+        return {"name": None, "waiting": 0, "receives": 0}
+    return {"name": dead.name, "waiting": dead.backlog(dead.attributes()), "receives": receives}
+
+
+def dead_letter_trouble(queue: str, dead: dict) -> str | None:
+    """What is wrong with the dead-letter queue, with the remedy; for `status` and `doctor`, which have to agree."""
+    if not dead["name"]:
+        return (
+            f"{queue} has no dead-letter queue, so a message that PostgreSQL refuses is redelivered until it expires:"
+            " set a RedrivePolicy with maxReceiveCount 5"
+        )
+    if dead["receives"] < ENOUGH_RECEIVES:
+        return (
+            f"maxReceiveCount is {dead['receives']}, so a loader that is killed a few times sends good messages to"
+            f" {dead['name']}: set 5 in the RedrivePolicy"
+        )
+    if dead["waiting"]:
+        return (
+            f"{dead['name']} holds {dead['waiting']:,} {'message' if dead['waiting'] == 1 else 'messages'}:"
+            " fix what stopped them, then run `python -m loader redrive`"
+        )
+    return None
 
 
 def pipeline_health() -> dict:
@@ -124,8 +144,8 @@ def health_of(cursor: RealDictCursor) -> dict:
 def troubles(status: Status, max_lag: timedelta) -> Iterator[str]:
     """What needs a person, each with what to do about it."""
     queue, dead, seen = status.queue, status.dead_letters, status.pipeline
-    if dead and dead["waiting"]:
-        yield f"{dead['waiting']:,} on {dead['name']}: mend what stopped them, then run `python -m loader redrive`."
+    if queue and dead and (trouble := dead_letter_trouble(queue["name"], dead)):
+        yield f"{trouble}."
     if queue and queue["waiting"]:
         is_it_running = "Is `python -m loader load` running?"
         if queue["oldest"] is not None:
@@ -176,7 +196,7 @@ def queue_rows(queue: dict | None) -> Iterator[Row]:
     others = f"{queue['in_flight']:,} in flight, {queue['delayed']:,} delayed"
     yield "Waiting", f"{queue['waiting']:,}", f"on {queue['name']}; {others}"
     if queue["oldest"] is None:
-        yield "Oldest", UNKNOWN, "CloudWatch, whom alone SQS tells, does not say"
+        yield "Oldest", UNKNOWN, "unknown: no access to CloudWatch"
     else:
         yield "Oldest", span(queue["oldest"]), "on the queue"
 
