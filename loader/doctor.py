@@ -1,4 +1,4 @@
-"""`loader doctor`: looks at everything a load depends on, changes nothing, and says what to do about what is wrong."""
+"""`loader doctor`: checks everything that a load depends on, changes nothing, and gives a remedy for each failure."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -76,7 +76,7 @@ def retention(queue: Queue, attributes: dict[str, str]) -> Check:
     if not queue.backlog(attributes):
         return Check("retention", True, f"messages are kept for {span(kept)}, and none waits")
     if (age := age_of_oldest(queue) or age_of_some(queue, attributes)) is None:
-        return Check("retention", True, f"messages are kept for {span(kept)}; how old the oldest is, nobody tells")
+        return Check("retention", True, f"messages are kept for {span(kept)}; the age of the oldest is unknown")
     finding = f"messages are kept for {span(kept)}, the oldest has waited for {span(age)}"
     if age > kept / 2:
         finding += ": run more loaders, or raise MessageRetentionPeriod, before messages expire"

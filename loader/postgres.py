@@ -40,6 +40,8 @@ TLS = re.compile(r"SSL|certificate|encryption")
 NO_CONNECT = re.compile(r"permission denied for database")  # which migrations/ grants to every role
 OF_DBT = re.compile(r'"(analytics|staging)\.')  # the schemas that dbt fills
 REMEDIES = {
+    re.compile("password authentication failed"): "Check PGUSER and PGPASSWORD",
+    re.compile("no password supplied"): "Set PGPASSWORD, or the password of this login in the file that ENV_FILE names",
     NOT_YET: "Try again in a moment",
     TLS: "Check PGSSLMODE (unset, it is verify-full for a server elsewhere) and PGSSLROOTCERT, its authority's file",
 }

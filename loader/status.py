@@ -1,4 +1,4 @@
-"""How the pipeline does, on one screen: what waits, what became of the last day's messages, what needs a person.
+"""The state of the pipeline on one screen: backlog, the last 24 hours, and what needs attention.
 
 It asks for no more than a login in the role `monitor` may see: the queues' counters, and analytics.pipeline_health.
 """
@@ -74,7 +74,7 @@ def backlog(queue: Queue) -> dict:
 
 
 def age_of_oldest(queue: Queue) -> timedelta | None:
-    """SQS tells it to CloudWatch alone. None where that does not answer, or this login may not ask."""
+    """From CloudWatch; SQS itself does not tell. None without an answer, or without the permission."""
     now = datetime.now(timezone.utc)
     try:
         points = cloudwatch_of(queue).get_metric_statistics(
@@ -142,7 +142,7 @@ def health_of(cursor: RealDictCursor) -> dict:
 
 
 def troubles(status: Status, max_lag: timedelta) -> Iterator[str]:
-    """What needs a person, each with what to do about it."""
+    """What needs attention, each with its remedy."""
     queue, dead, seen = status.queue, status.dead_letters, status.pipeline
     if queue and dead and (trouble := dead_letter_trouble(queue["name"], dead)):
         yield f"{trouble}."
@@ -163,7 +163,7 @@ def troubles(status: Status, max_lag: timedelta) -> Iterator[str]:
         if rejections_jumped(each):
             yield (
                 f"{each['rejected']:,} of {each['accepted'] + each['rejected']:,} messages from {each['queue']} were"
-                " rejected in 24 hours, far more than before: the reasons are above, and in README.md what to do."
+                " rejected in 24 hours, far more than before: the reasons are above, and explained in README.md."
             )
 
 
@@ -215,24 +215,24 @@ def pipeline_rows(seen: dict | None) -> Iterator[Row]:
     if seen["newest_load_at"]:
         waited = "ago"
         if seen["sent_to_landed"] is not None:  # its messages may have been purged or erased since
-            waited += f"; its oldest message had been on the queue for {span(seen['sent_to_landed'])}"
+            waited += f"; time in queue {span(seen['sent_to_landed'])}"
         yield "Last load", span(since_last_load(seen)), waited
     else:
         yield "Last load", "never", ""
-    waiting = f"landed and not yet taken, the oldest for {span(seen['landed_to_analytics'])}"
+    waiting = f"waiting for dbt, the oldest for {span(seen['landed_to_analytics'])}"
     yield "For dbt", f"{seen['untransformed']:,}", waiting
-    yield "Key", str(seen["mask_key_version"] or "none"), "is the version in use"
+    yield "Key", str(seen["mask_key_version"] or "none"), "version in use"
 
     queues = {name: each for name, each in seen.get("queues", {}).items() if each["received"] or each["untransformed"]}
     for name, each in queues.items() if len(queues) > 1 else ():
-        yield "", f"{each['landed']:,}", f"landed from {name} in 24 hours; {each['untransformed']:,} wait for dbt"
+        yield "", f"{each['landed']:,}", f"landed from {name} in 24 hours; {each['untransformed']:,} waiting for dbt"
 
     ends = {name: seen[name] for name in ("accepted", "rejected", "erased")}
     ends["for dbt"] = seen["landed"] - sum(ends.values()) - seen["unaccounted"]
     yield "", "", ""
     yield "In 24 hours", "", ""
     yield "Received", f"{seen['received']:,}", "from SQS"
-    yield "Landed", f"{seen['landed']:,}", f"in raw.sqs_messages; {seen['duplicates']:,} more were delivered again"
+    yield "Landed", f"{seen['landed']:,}", f"in raw.sqs_messages; {seen['duplicates']:,} duplicates"
     yield "Accepted", f"{seen['accepted']:,}", "in analytics.user_logins"
     yield "Rejected", f"{seen['rejected']:,}", "in analytics.rejected_messages"
     reasons = sorted(seen["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
