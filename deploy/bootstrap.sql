@@ -54,8 +54,8 @@ where has_parameter_privilege(name, 'set') \gexec
 select case when :'database' in ('', 'postgres', 'template0', 'template1') then 'logins' else :'database' end as database
 \gset
 
--- Group roles hold the privileges and cannot log in; logins join them. masker and pipeline_owner own things and are
--- nobody's daily role: migrator alone may take them on. The comment says that this file made the role.
+-- Group roles hold the privileges and cannot log in; logins are members of them. masker and pipeline_owner own things, and
+-- only migrator can take these roles. The comment says that this file created the role.
 create temporary table roles (role, comment) as
 values
     ('migrator', 'masked-logins: owns the database, applies the migrations'),

@@ -42,7 +42,7 @@ def main() -> None:
 
 @main.command()
 def up() -> None:
-    """Start both, and make what is missing."""
+    """Start both servers, and create what is missing."""
     _stay_here()
     stack.up()
     ensure_queue(client(stack.environment("loader_user")), QUEUE)
@@ -51,13 +51,13 @@ def up() -> None:
 
 @main.command()
 def down() -> None:
-    """Stop both. The database is kept; the queues are in memory, and go."""
+    """Stop both servers. The database is kept; the queues, in memory, are not."""
     stack.down()
 
 
 @main.command()
 def remove() -> None:
-    """Stop both, and keep nothing."""
+    """Stop both servers and delete their data."""
     stack.remove()
 
 
@@ -113,12 +113,12 @@ def create_login(name: str, role: str) -> None:
 
 
 @main.command("send")
-@click.option("--count", type=click.IntRange(0), default=1000, show_default=True, help="How many messages to make.")
+@click.option("--count", type=click.IntRange(0), default=1000, show_default=True, help="How many messages to generate.")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed makes the same messages.")
 @click.option("--file", type=click.File("rb"), help="Send the lines of this file instead, each as it is.")
 @click.option("--queue-name", default=QUEUE, show_default=True)
 def send_messages(count: int, seed: int, file: BinaryIO | None, queue_name: str) -> None:
-    """Put messages on a queue.
+    """Send messages to a queue.
 
     A missing queue is created, with a dead-letter queue. The messages go to the local stack's SQS, or to the emulator
     that AWS_ENDPOINT_URL names, and never to AWS.
@@ -138,9 +138,9 @@ def send_messages(count: int, seed: int, file: BinaryIO | None, queue_name: str)
 
 
 @main.command("demo")
-@click.option("--count", type=click.IntRange(1), default=1000, show_default=True, help="How many messages to make.")
+@click.option("--count", type=click.IntRange(1), default=1000, show_default=True, help="How many messages to generate.")
 def run_demo(count: int) -> None:
-    """Take made-up logins through the whole pipeline."""
+    """Run generated logins through the whole pipeline."""
     _stay_here()
     demo.run(stack, QUEUE, count)
 

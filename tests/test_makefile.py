@@ -1,4 +1,4 @@
-"""The one door: every target is in the help, and what a fresh machine may lack is a sentence."""
+"""The Makefile: every target is in the help, and what a fresh machine lacks is reported with its remedy."""
 
 import re
 import shutil
