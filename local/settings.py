@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from loader import postgres
 from local.processes import StackError
 
 SUPERUSER = "postgres"
@@ -49,6 +50,8 @@ def environment(file: Path, login: str, shell: Mapping[str, str]) -> dict[str, s
         raise StackError(f"{file}: the password of {login} is still {UNCHANGED}.")
     kept = {name: value for name, value in shell.items() if not name.startswith("PG")}
     given = {name: value for name, value in settings.items() if is_superuser or not name.endswith("_PASSWORD")}
+    if not postgres.is_local(given):
+        given = {"PGSSLMODE": "verify-full"} | given  # for psql too, which would not ask for a certificate by itself
     return kept | given | {"PGUSER": user} | ({"PGPASSWORD": password} if password else {})
 
 

@@ -95,7 +95,20 @@ OWN = "PGHOST=db.example.com\n" + "".join(f"{login.upper()}_PASSWORD='of {login}
 @pytest.mark.parametrize("login", LOGINS)
 def test_a_program_gets_the_password_of_its_login_and_no_other(file, login):
     given = settings.environment(file(OWN), login, {"PGPASSWORD": "of another server", "PGSERVICE": "x", "HOME": "/"})
-    assert given == {"HOME": "/", "PGHOST": "db.example.com", "PGUSER": login, "PGPASSWORD": f"of {login}"}
+    server = {"PGHOST": "db.example.com", "PGSSLMODE": "verify-full"}
+    assert given == server | {"HOME": "/", "PGUSER": login, "PGPASSWORD": f"of {login}"}
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        pytest.param("PGHOST=db.example.com", "verify-full", id="elsewhere"),
+        pytest.param("PGHOST=db.example.com\nPGSSLMODE=require", "require", id="as-the-file-says"),
+        pytest.param("PGHOST=localhost", None, id="here"),
+    ],
+)
+def test_a_server_elsewhere_has_to_show_its_certificate(file, text, mode):
+    assert settings.environment(file(text), "migrator", {"PGSSLMODE": "disable"}).get("PGSSLMODE") == mode
 
 
 def test_bootstrap_gets_the_passwords_of_all_logins_as_the_superuser_of_the_file(file):
@@ -105,8 +118,9 @@ def test_bootstrap_gets_the_passwords_of_all_logins_as_the_superuser_of_the_file
 
 
 def test_the_login_of_a_file_for_one_login_goes_before_that_of_the_command(file):
-    given = settings.environment(file("PGHOST=h\nexport PGUSER=ada # her own\nPGPASSWORD='a b'"), "analyst_user", {})
-    assert given == {"PGHOST": "h", "PGUSER": "ada", "PGPASSWORD": "a b"}
+    text = "PGHOST=::1\nexport PGUSER=ada # her own\nPGPASSWORD='a b'"
+    given = settings.environment(file(text), "analyst_user", {})
+    assert given == {"PGHOST": "::1", "PGUSER": "ada", "PGPASSWORD": "a b"}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,12 @@ def test_the_loaders_help_is_the_real_one():
     assert shown[1] == printed
 
 
+def test_it_is_short_and_found_by_the_words_of_the_field():
+    assert len(README.splitlines()) <= 250
+    words = ("dead-letter queue", "retries", "idempotent", "upgrade", "GDPR", "pseudonymize", "key rotation", "erasure")
+    assert [word for word in words if word not in README] == []
+
+
 def test_every_make_target_it_names_exists():
     named = set(re.findall(r"(?:`|\(|^ {4})make (?:-s )?([a-z][a-z-]*)", README, re.MULTILINE))
     listed = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
