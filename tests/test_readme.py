@@ -41,6 +41,18 @@ def test_every_link_leads_somewhere(page):
     assert [target for target in targets if "://" not in target and not (folder / target).exists()] == []
 
 
+def anchors(page):
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_section_that_exists(page):
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
+    assert [link for link in links if link[1] not in anchors(page.parent / link[0] if link[0] else page)] == []
+
+
 def test_every_file_it_names_exists():
     named = re.findall(r"`((?:loader|migrations|dbt_project|deploy|tests|benchmarks)/[\w./-]*)`", README)
     assert named
