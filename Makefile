@@ -1,139 +1,161 @@
-# The one door: people, the README and CI all come in by these targets.
+# Entry point for users, the README and CI.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test up down env send load migrate build docs report status doctor redrive bench freshness lint \
-    clean compose-test requirements sbom rotate-key reveal approve forget leakcheck attest contract purge bench-dbt
+.PHONY: help install demo test up down env send bootstrap login load migrate build docs report status doctor redrive bench \
+    freshness lint clean compose-test requirements sbom rotate-key reveal approve forget leakcheck attest contract purge bench-dbt
 
 PYTHON ?= python3
-# (not ?=, because make has an AS of its own: the assembler)
+# not ?=, because make itself sets AS, the assembler
 AS = analyst_user
 
 BIN := .venv/bin
 LOCAL := $(BIN)/python -m local
 PRIVACY := $(BIN)/python -m privacy
+STATE := $(or $(LOCAL_STATE),.local)
 PROJECT := --project-dir dbt_project --profiles-dir dbt_project
 
-help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+# Shows one line for every twenty packages. pip's own lines are left out, its errors are not.
+pip_install = { $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r $(1) || echo FAILED; } | \
+    awk -v all="$$(grep -c '^[a-z].*==' $(1))" '/^Collecting / && ++n % 20 == 0 {print "    " n " of " all " packages"} \
+        /^Installing collected/ {print "    unpacking"} /^FAILED$$/ {failed = 1} {fflush()} END {exit failed}' >&2
 
-install: .venv/installed  ## make .venv, or bring it up to date
+help:  ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+install: .venv/installed  ## create or update .venv
 
 .venv/installed: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo 'Python 3.10 or newer is needed; if it has another name: make PYTHON=python3.12 ...' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	    { echo 'This Python cannot make a .venv: apt install python3-venv' >&2; exit 1; }
-	@echo 'Installing into .venv, which takes a minute ...' >&2
+	@echo 'Installing Python packages into .venv (about a minute) ...' >&2
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@$(call pip_install,requirements-dev.txt)
 	@touch $@
 
-demo: install  ## made-up logins through the whole pipeline, on servers started here; again, and it adds more
+demo: install  ## run generated logins through the whole pipeline, on local servers; run it again to add more
 	@$(LOCAL) demo
 
-test: install  ## every test, on servers of its own (ARGS='-k name' for some)
+test: install  ## run every test, on servers of its own (ARGS='-k name' for some)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope $(ARGS)
 
-compose-test: install  ## docker-compose.yml on a real Docker engine; without a registry, on stand-ins of its images
+compose-test: install  ## test docker-compose.yml on a Docker engine (without a registry, on stand-ins of its images)
 	@$(BIN)/python -m pytest -m containers -r sw -W default:::tests.test_compose tests/test_compose.py $(ARGS)
 
 up: install  ## start the local PostgreSQL and SQS
 	@$(LOCAL) up
 
-down: $(if $(wildcard .local),install)  ## stop them; the database is kept, the queues are not
-	@test ! -d .local || $(LOCAL) down
+down: $(if $(wildcard $(STATE)),install)  ## stop them; keeps the database, not the queues
+	@test ! -d '$(STATE)' || $(LOCAL) down
 
-env: install  ## what a shell has to set to work as a login: eval "$(make -s env AS=analyst_user)"
+env: install  ## print the settings of a login for the shell: eval "$(make -s env AS=analyst_user)"
 	@$(LOCAL) env --as $(AS)
 
-send: install  ## made-up messages to the queue (ARGS='--count 100 --seed 2', or ARGS='--file messages.jsonl')
+send: install  ## send generated messages to the local queue (ARGS='--count 100 --seed 2', or ARGS='--file messages.jsonl')
 	@$(LOCAL) send $(ARGS)
 
-# These work on the servers that PGHOST and AWS_* name, or else on the local ones as the login given here.
+# A copy of .env.example with generated passwords, which only its owner can read.
+define new_env_file
+@umask 077; $(PYTHON) -c 'import re, secrets; template = open(".env.example").read(); \
+    print(re.sub("\047choose-one\047", lambda _: secrets.token_urlsafe(24), template), end="")' > $@
+@echo '$@ is created, with generated passwords. Edit it: your servers, and the passwords that exist already.' >&2
+endef
+.env: ; $(new_env_file)
+%.env: ; $(new_env_file)
+
+# Each of these works as the login given here: on the servers in the file ENV_FILE, or else on those that PGHOST and AWS_*
+# name (as PGUSER), or else on the local ones.
+
+bootstrap: install  ## create database, roles and logins on a server of yours, once, as superuser (ENV_FILE=prod.env)
+	@$(LOCAL) run --as postgres -- psql -X -v ON_ERROR_STOP=1 -d postgres -f deploy/bootstrap.sql
+
+login: install  ## create a login for a person, or set a new password (NAME=ada ROLE=analyst)
+	@$(LOCAL) login "$$NAME" $(if $(ROLE),--role "$$ROLE")
 
 migrate: install  ## apply migrations/ and deploy the boundary
 	@$(LOCAL) run --as migrator -- $(BIN)/python -m migrations
 
-load: install  ## land what is on the queue in raw.sqs_messages (ARGS='--help' for more)
+load: install  ## load messages from the queue into raw.sqs_messages (ARGS='--help' for more)
 	@$(LOCAL) run --as loader_user -- $(BIN)/python -m loader load $(ARGS)
 
-build: install  ## dbt: mask, build and test what analysts read (ARGS='--full-refresh' to start over)
+build: install  ## mask, build and test with dbt (ARGS='--full-refresh' to start over)
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt build $(PROJECT) $(ARGS)
 
-docs: install  ## the documentation of every table and column, as one page
+docs: install  ## write the documentation of every table and column, as one HTML file
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet docs generate --static $(PROJECT)
 	@echo dbt_project/target/static_index.html
 
-report: install  ## logins, versions, locales, shared devices and addresses, what was rejected: one page for analysts
+report: install  ## write the report for analysts, as one HTML file
 	@$(LOCAL) run --as analyst_user -- $(BIN)/python -m report $(ARGS)
 
-status: install  ## how the pipeline does, and whether it needs a person (ARGS='--json' for a machine)
+status: install  ## show the state of the pipeline and what needs attention (ARGS='--json' for machines)
 	@$(LOCAL) run --as analyst_user -- $(BIN)/python -m loader status $(ARGS)
 
-doctor: install  ## all that a load depends on, one line each, with the remedy
+doctor: install  ## check everything that a load depends on, with remedies
 	@$(LOCAL) run --as loader_user -- $(BIN)/python -m loader doctor $(ARGS)
 
-redrive: install  ## the messages of the dead-letter queue back to the queue, once what stopped them is mended
+redrive: install  ## move the messages of the dead-letter queue back to the queue, after the cause is fixed
 	@$(LOCAL) run --as loader_user -- $(BIN)/python -m loader redrive $(ARGS)
 
-# Privacy. Logins as above; on servers of yours each step takes its own login (PRIVACY.md).
+# Privacy (PRIVACY.md). Logins as above.
 
-leakcheck: install  ## a whole run with all logging turned up, then a search for plain values and keys everywhere
+leakcheck: install  ## run everything with maximum logging, then search everywhere for plain values and keys
 	@$(BIN)/python -m pytest tests/test_privacy_leaks.py $(ARGS)
 
-rotate-key: install  ## new masking keys, and all tables carried over; interrupted, run it again (IMPORT=1: keys on stdin)
+rotate-key: install  ## rotate the masking keys; run it again if interrupted (IMPORT=1: keys on stdin)
 	@$(LOCAL) run --as migrator -- $(PRIVACY) rotate-key $(if $(IMPORT),--import)
 	@$(LOCAL) run --as migrator -- $(BIN)/python -m migrations
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet run-operation carry_tokens_over $(PROJECT)
 	@$(LOCAL) run --as migrator -- $(PRIVACY) close-rotation
 
-reveal: install  ## the original behind a token, on record (TOKEN=… REASON=…, or REQUEST=… once it is approved)
+reveal: install  ## recover the original of a token, audited (TOKEN=… REASON=…, or REQUEST=… once it is approved)
 	@$(LOCAL) run --as privacy_officer_user -- $(PRIVACY) reveal \
 	    $(if $(REQUEST),--request "$$REQUEST",--token "$$TOKEN" --reason "$$REASON")
 
-approve: install  ## let another officer's recovery pass, where two persons are required (REQUEST=…)
+approve: install  ## approve another officer's recovery (REQUEST=…)
 	@$(LOCAL) run --as privacy_officer_user -- $(PRIVACY) approve "$$REQUEST"
 
-forget: install  ## erase a person everywhere (USER_ID=… REASON=…)
+forget: install  ## erase a person (USER_ID=… REASON=…)
 	@$(LOCAL) run --as privacy_officer_user -- $(PRIVACY) forget --user-id "$$USER_ID" --reason "$$REASON"
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet run $(PROJECT)
 
-contract: install  ## write privacy/contract.txt anew, after a change of migrations/
+contract: install  ## update privacy/contract.txt after a change in migrations/
 	@$(BIN)/python -m tests.contract
 
-attest: install  ## what the live database allows, against what the project says (ARGS='--json' for a machine)
+attest: install  ## compare the live database with the project (ARGS='--json' for machines)
 	@$(LOCAL) run --as backup_user -- $(PRIVACY) attest $(ARGS)
 
-purge: install  ## remove old messages from raw, those that dbt has taken (KEEP_DAYS=30)
+purge: install  ## delete old messages from raw that dbt has processed (KEEP_DAYS=30)
 	@$(LOCAL) run --as privacy_officer_user -- $(PRIVACY) purge $(if $(KEEP_DAYS),--keep-days "$$KEEP_DAYS")
 
-bench: install  ## how fast, measured here
+bench: install  ## measure throughput on this machine
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-bench-dbt: install  ## what dbt costs: full refresh, increments, start (ARGS='--messages 100000' for a quick one)
+bench-dbt: install  ## measure dbt: full refresh, increments, start (ARGS='--messages 100000' for a quick one)
 	@$(BIN)/python -m benchmarks.dbt $(ARGS)
 
-freshness: install  ## fails when nothing has landed for too long
+freshness: install  ## fail if nothing has landed for too long
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet source freshness $(PROJECT)
 
 .venv/installed-lint: .venv/installed deploy/requirements-lint.txt
-	@echo 'Installing the linters of deploy/, which takes a minute ...' >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements-lint.txt
+	@echo 'Installing the linters into .venv (about a minute) ...' >&2
+	@$(call pip_install,deploy/requirements-lint.txt)
 	@touch $@
 
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make requirements' $(BIN)/uv pip compile --no-strip-extras --quiet --universal --python-version 3.10 \
     --fork-strategy fewest --generate-hashes --annotation-style line $(ARGS) pyproject.toml
 
-requirements: .venv/installed-lint  ## requirements*.txt from pyproject.toml, with hashes (ARGS=--upgrade for newer versions)
+requirements: .venv/installed-lint  ## update requirements*.txt from pyproject.toml, with hashes (ARGS=--upgrade for newer versions)
 	@$(COMPILE) --output-file requirements.txt
 	@$(COMPILE) --group dev --constraints requirements.txt --output-file requirements-dev.txt
 	@$(COMPILE) --group lint --constraints requirements-dev.txt --output-file deploy/requirements-lint.txt
 
-sbom: .venv/installed-lint  ## what the image installs, as CycloneDX (sbom.json)
+sbom: .venv/installed-lint  ## write what the image installs, as CycloneDX (sbom.json)
 	@$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json requirements.txt
 	@echo sbom.json
 
-lint: .venv/installed-lint  ## every linter; changes nothing
+lint: .venv/installed-lint  ## run every linter; changes nothing
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/sqlfluff lint dbt_project/models dbt_project/tests migrations
@@ -151,7 +173,7 @@ lint: .venv/installed-lint  ## every linter; changes nothing
 	    promtool check config deploy/monitoring/prometheus.yml >/dev/null; \
 	else echo 'NOT CHECKED: deploy/monitoring, for want of promtool (apt install prometheus)' >&2; fi
 
-clean: $(if $(wildcard .local),install)  ## stop the local servers and remove their data and every cache; .venv stays
-	@test ! -d .local || $(LOCAL) remove
+clean: $(if $(wildcard $(STATE)),install)  ## stop the local servers, delete their data and every cache; keeps .venv
+	@test ! -d '$(STATE)' || $(LOCAL) remove
 	@rm -rf .hypothesis .pytest_cache .ruff_cache dbt_project/logs dbt_project/target logs
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -2,9 +2,10 @@
 -- `migrator` owns, and (where a password is given in the environment) one login for each group role. Safe to run again:
 -- it adds what is missing and repairs memberships. Used alike by the local stack, docker-compose.yml and by hand:
 --   PGDATABASE=logins MIGRATOR_PASSWORD=… psql -X -v ON_ERROR_STOP=1 -d postgres -f deploy/bootstrap.sql
--- (psql 15 or newer.) PGDATABASE names the database to create; without it, `logins`. In production a login is often given
--- its password, or a certificate, by other means: set none here. A role that exists already, and that this file did not
--- make, is not used when it has members, attributes, objects or privileges, unless ADOPT_ROLES=1 is set.
+-- It needs psql 15 or newer. PGDATABASE names the database to create; without it, `logins`. LOGIN_NAME, LOGIN_ROLE and
+-- LOGIN_PASSWORD create one login more, for a person (`make login`). In production a login is often given its password,
+-- or a certificate, by other means: set none here. A role that exists already, and that this file did not make, is not
+-- used when it has members, attributes, objects or privileges, unless ADOPT_ROLES=1 is set.
 
 \set ON_ERROR_STOP on
 \set QUIET on
@@ -28,6 +29,9 @@ where has_parameter_privilege(name, 'set') \gexec
 \set monitor_user_password ''
 \set retention_user_password ''
 \set backup_user_password ''
+\set login_name ''
+\set login_role ''
+\set login_password ''
 \set citus ''
 \set adopt ''
 \set database ''
@@ -39,6 +43,9 @@ where has_parameter_privilege(name, 'set') \gexec
 \getenv monitor_user_password MONITOR_USER_PASSWORD
 \getenv retention_user_password RETENTION_USER_PASSWORD
 \getenv backup_user_password BACKUP_USER_PASSWORD
+\getenv login_name LOGIN_NAME
+\getenv login_role LOGIN_ROLE
+\getenv login_password LOGIN_PASSWORD
 \getenv citus CITUS
 \getenv adopt ADOPT_ROLES
 \getenv database PGDATABASE
@@ -47,8 +54,8 @@ where has_parameter_privilege(name, 'set') \gexec
 select case when :'database' in ('', 'postgres', 'template0', 'template1') then 'logins' else :'database' end as database
 \gset
 
--- Group roles hold the privileges and cannot log in; logins join them. masker and pipeline_owner own things and are
--- nobody's daily role: migrator alone may take them on. The comment says that this file made the role.
+-- Group roles hold the privileges and cannot log in; logins are members of them. masker and pipeline_owner own things, and
+-- only migrator can take these roles. The comment says that this file created the role.
 create temporary table roles (role, comment) as
 values
     ('migrator', 'masked-logins: owns the database, applies the migrations'),
@@ -75,7 +82,9 @@ values
     ('privacy_officer_user', 'privacy_officer', :'privacy_officer_user_password', 5),
     ('monitor_user', 'monitor', :'monitor_user_password', 5),
     ('retention_user', 'retention', :'retention_user_password', 2),
-    ('backup_user', 'pg_read_all_data', case when :'is_superuser' then :'backup_user_password' else '' end, 2);
+    ('backup_user', 'pg_read_all_data', case when :'is_superuser' then :'backup_user_password' else '' end, 2),
+    (:'login_name', :'login_role', :'login_password', 5);
+delete from logins where login = '';
 
 create temporary table done (what) as select null::text limit 0;
 
@@ -190,7 +199,7 @@ from (
 cross join logins
 inner join pg_roles on pg_roles.rolname = login
 inner join pg_settings on pg_settings.name = settings.name
-where login in ('analyst_user', 'privacy_officer_user', 'monitor_user') and rolconfig is null
+where joins in ('analyst', 'privacy_officer', 'monitor') and rolconfig is null
     and (context = 'user' or :'is_superuser') \gexec
 
 select format('alter role %I password %L', login, password) from logins

@@ -25,6 +25,7 @@ SETTINGS = {
     "show_default": True,
     "auto_envvar_prefix": "LOADER",
 }
+EXIT_STATUSES = "Exit statuses are listed by python -m loader --help."
 
 
 def setting(*names: str, **kwargs):
@@ -35,10 +36,10 @@ def setting(*names: str, **kwargs):
 @click.group(context_settings=SETTINGS, epilog=errors.exit_statuses())
 @click.pass_context
 def main(ctx):
-    """Moves messages from an SQS queue into PostgreSQL: nothing lost, nothing doubled.
+    """Move messages from an SQS queue into PostgreSQL, each exactly once.
 
-    The database is the one of PG* (PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD, PGSSLMODE, ...), AWS that of AWS_*
-    and ~/.aws (AWS_ENDPOINT_URL for an emulator), as their own libraries read them.
+    Connections are configured as usual: PostgreSQL by PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD, PGSSLMODE, ...;
+    AWS by AWS_* and ~/.aws (AWS_ENDPOINT_URL for an emulator).
     """
     if os.environ.get("NO_COLOR"):
         ctx.color = False
@@ -46,29 +47,27 @@ def main(ctx):
 
 def queue_options(command):
     """Which queue, for every command that has to do with one."""
-    command = setting("--queue-url", help="The queue, by URL, where its name does not say enough.")(command)
-    return setting("--queue-name", default="login-queue", help="The queue, by name.")(command)
+    command = setting("--queue-url", help="URL of the queue, if its name is ambiguous.")(command)
+    return setting("--queue-name", default="login-queue", help="Name of the queue.")(command)
 
 
-@main.command(context_settings=SETTINGS, epilog=errors.exit_statuses())
+@main.command(context_settings=SETTINGS, epilog=EXIT_STATUSES)
 @queue_options
-@setting("--follow", is_flag=True, help="Do not end when the queue is drained; wait for more.")
-@setting("--max-messages", type=click.IntRange(1), help="End after receiving so many.")
-@setting("--max-seconds", type=click.FloatRange(0, min_open=True), help="End after so long.")
-@setting("--workers", default=16, type=click.IntRange(1, 64), help="How many calls to SQS are made at a time.")
-@setting("--flush", default=500, type=click.IntRange(1, 10_000), help="How many messages a transaction has at most.")
-@setting("--give-up-after", default=300.0, type=click.FloatRange(0), help="Seconds that a fault may last.")
-@setting(
-    "--client", default="lean", type=click.Choice(["lean", "boto3"]), help="lean: the same with a third of the CPU."
-)
-@setting("--log-format", default="text", type=click.Choice(["text", "json"]), help="Of the log, on stderr.")
-@setting("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics here.")
-@setting("--metrics-host", default="127.0.0.1", help="The address for that; 0.0.0.0 or :: for other machines.")
+@setting("--follow", is_flag=True, help="Keep running and wait for more messages.")
+@setting("--max-messages", type=click.IntRange(1), help="Stop after this many messages.")
+@setting("--max-seconds", type=click.FloatRange(0, min_open=True), help="Stop after this time.")
+@setting("--workers", default=16, type=click.IntRange(1, 64), help="Concurrent calls to SQS.")
+@setting("--flush", default=500, type=click.IntRange(1, 10_000), help="Messages per transaction, at most.")
+@setting("--give-up-after", default=300.0, type=click.FloatRange(0), help="Seconds to retry SQS or the database.")
+@setting("--client", default="lean", type=click.Choice(["lean", "boto3"]), help="lean uses a third of boto3's CPU.")
+@setting("--log-format", default="text", type=click.Choice(["text", "json"]), help="Format of the log (stderr).")
+@setting("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics on this port.")
+@setting("--metrics-host", default="127.0.0.1", help="Address for metrics; 0.0.0.0 or :: for other hosts.")
 def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port, metrics_host, **bounds):
-    """Receives messages, lands them in raw.sqs_messages, commits, deletes them. Ends when the queue is drained.
+    """Receive messages, insert them into raw.sqs_messages, commit, then delete them. Exits when the queue is empty.
 
-    Prints one line: received = landed + duplicates + refused + returned. Ctrl-C or SIGTERM ends it in good order; a
-    second one at once, and nothing is lost by that either. On a terminal, a line shows how far it is.
+    Idempotent: a message that is delivered again is deduplicated. Prints received = landed + duplicates + refused +
+    returned. SIGTERM or Ctrl-C shuts down gracefully, a second one immediately; no message is lost either way.
     """
     end_on_signals()
     shown = (queue_url or queue_name).strip().rstrip("/").rpartition("/")[2]
@@ -114,10 +113,10 @@ def stop_on_signals(run: Run) -> None:
     signal.signal(signal.SIGINT, stop)
 
 
-@main.command(context_settings=SETTINGS, epilog=errors.exit_statuses())
+@main.command(context_settings=SETTINGS, epilog=EXIT_STATUSES)
 @queue_options
 def redrive(queue_name, queue_url):
-    """Moves the messages of the dead-letter queue back to the queue, by SQS's own StartMessageMoveTask."""
+    """Move the messages of the dead-letter queue back to the queue (StartMessageMoveTask)."""
     queue = Queue(connect(1, queue_url=queue_url), queue_name, queue_url)
     for task in queue.redrive():
         moved, total = task.get("ApproximateNumberOfMessagesMoved", 0), task.get("ApproximateNumberOfMessagesToMove", 0)
@@ -126,28 +125,27 @@ def redrive(queue_name, queue_url):
     click.echo(f"moved {moved} of {total} messages back to {queue.name}")
 
 
-@main.command(context_settings=SETTINGS, epilog=errors.exit_statuses())
+@main.command(context_settings=SETTINGS, epilog=EXIT_STATUSES)
 @queue_options
-@setting("--max-lag", default=3600.0, type=click.FloatRange(0), help="Seconds that a message may wait, for each step.")
-@setting("--json", is_flag=True, help="For a machine: ages in seconds, null for what could not be seen.")
+@setting("--max-lag", default=3600.0, type=click.FloatRange(0), help="Seconds that a message may wait.")
+@setting("--json", is_flag=True, help="JSON: ages in seconds, null for what is unknown.")
 @click.pass_context
 def status(ctx, queue_name, queue_url, max_lag, json):
-    """Shows how the whole pipeline does: what waits, what became of the last day's messages, what needs a person.
+    """Show the state of the pipeline: backlog, dead-letter queue, the last 24 hours, and what needs attention.
 
-    Sees what the role monitor does, so that whoever is on call needs no more: counts and ages, from the database by a
-    login in that role (or analyst), from AWS by sqs:GetQueueUrl, sqs:GetQueueAttributes and, for the age of the oldest
-    message, cloudwatch:GetMetricStatistics. Says so where it may not look, and shows the rest.
+    Needs a database login in the role monitor or analyst and, in AWS, sqs:GetQueueUrl, sqs:GetQueueAttributes and (for
+    the age of the oldest message) cloudwatch:GetMetricStatistics. Without a permission, the rest is still shown.
     """
     seen = Status(queue_name, queue_url, timedelta(seconds=min(10**9, max_lag)))  # "inf" is never
     click.echo(to_json(seen) if json else screen(seen))
     ctx.exit(seen.exit_status)
 
 
-@main.command(context_settings=SETTINGS, epilog=errors.exit_statuses())
+@main.command(context_settings=SETTINGS, epilog=EXIT_STATUSES)
 @queue_options
-@setting("--flush", default=500, type=click.IntRange(1, 10_000), help="How many messages a transaction is to have.")
+@setting("--flush", default=500, type=click.IntRange(1, 10_000), help="Messages per transaction.")
 def doctor(queue_name, queue_url, flush):
-    """Checks all that a load depends on, one line each, with the remedy. Lands a made-up batch, and rolls it back."""
+    """Check everything that a load depends on, and print a remedy for each failure. Inserts a batch and rolls back."""
     failed = 0
     for check in examine(lambda: Queue(connect(1, queue_url=queue_url), queue_name, queue_url), Database(), flush):
         click.echo(str(check))

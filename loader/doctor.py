@@ -1,4 +1,4 @@
-"""`loader doctor`: looks at everything a load depends on, changes nothing, and says what to do about what is wrong."""
+"""`loader doctor`: checks everything that a load depends on, changes nothing, and gives a remedy for each failure."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,9 +8,8 @@ from datetime import timedelta
 from loader.errors import LoaderError, SequenceBehind
 from loader.land import Away, Database, Refused, insert, made_up
 from loader.sqs import Queue, redrive_policy
-from loader.status import age_of_oldest, span
+from loader.status import ENOUGH_RECEIVES, age_of_oldest, dead_letter_trouble, dead_letters, span
 
-ENOUGH_RECEIVES = 3  # a loader that is killed, or a message released on shutdown, costs one
 PRIVILEGES = """
     select
         has_column_privilege('raw.sqs_messages', 'body', 'select'),
@@ -42,7 +41,7 @@ def examine(open_queue: Callable[[], Queue], database: Database, flush: int) -> 
         queue = open_queue()
         attributes = queue.attributes()
         yield Check("queue", True, f"{queue.name} in {queue.region}, about {queue.backlog(attributes)} messages")
-        yield dead_letters(queue, attributes)
+        yield dead_letter_queue(queue)
         yield retention(queue, attributes)
     except LoaderError as error:
         yield Check("queue", False, str(error))
@@ -65,27 +64,11 @@ def examine(open_queue: Callable[[], Queue], database: Database, flush: int) -> 
         yield Check("database", False, f"A made-up batch does not land: {error}")
 
 
-def dead_letters(queue: Queue, attributes: dict[str, str]) -> Check:
-    dead, receives = queue.dead_letters(attributes)
-    if not dead:
-        return Check(
-            "dead-letter queue", False,
-            f"{queue.name} has none, so that a message PostgreSQL refuses comes again until it expires: "
-            "set a RedrivePolicy with maxReceiveCount 5",
-        )  # fmt: skip
-    name = dead.name
-    if receives < ENOUGH_RECEIVES:
-        return Check(
-            "dead-letter queue", False,
-            f"maxReceiveCount is {receives}, so that loaders which are killed send good messages to {name}: "
-            "set 5 in the RedrivePolicy",
-        )  # fmt: skip
-    if waiting := dead.backlog(dead.attributes()):
-        return Check(
-            "dead-letter queue", False,
-            f"{name} holds {waiting} messages: mend what stopped them, then run `python -m loader redrive`",
-        )  # fmt: skip
-    return Check("dead-letter queue", True, f"{name}, after {receives} receives; it is empty")
+def dead_letter_queue(queue: Queue) -> Check:
+    dead = dead_letters(queue)
+    trouble = dead_letter_trouble(queue.name, dead)
+    fine = f"{dead['name']}, after {dead['receives']} receives; it is empty"
+    return Check("dead-letter queue", not trouble, trouble or fine)
 
 
 def retention(queue: Queue, attributes: dict[str, str]) -> Check:
@@ -93,7 +76,7 @@ def retention(queue: Queue, attributes: dict[str, str]) -> Check:
     if not queue.backlog(attributes):
         return Check("retention", True, f"messages are kept for {span(kept)}, and none waits")
     if (age := age_of_oldest(queue) or age_of_some(queue, attributes)) is None:
-        return Check("retention", True, f"messages are kept for {span(kept)}; how old the oldest is, nobody tells")
+        return Check("retention", True, f"messages are kept for {span(kept)}; the age of the oldest is unknown")
     finding = f"messages are kept for {span(kept)}, the oldest has waited for {span(age)}"
     if age > kept / 2:
         finding += ": run more loaders, or raise MessageRetentionPeriod, before messages expire"

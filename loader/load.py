@@ -243,7 +243,7 @@ class Run:
                 self.report.say("could not keep messages, will try again", messages=len(held), reason=str(error))
             else:
                 if lost and not batch.durable:  # else they may well be deleted already, which is as good
-                    self.report.say("SQS hides messages no longer: they come again, and land once", messages=lost)
+                    self.report.say("visibility timeout expired: they are redelivered and deduplicated", messages=lost)
 
     def reserve(self, most: int) -> int:
         with self.changed:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import psycopg2
@@ -40,6 +40,8 @@ TLS = re.compile(r"SSL|certificate|encryption")
 NO_CONNECT = re.compile(r"permission denied for database")  # which migrations/ grants to every role
 OF_DBT = re.compile(r'"(analytics|staging)\.')  # the schemas that dbt fills
 REMEDIES = {
+    re.compile("password authentication failed"): "Check PGUSER and PGPASSWORD",
+    re.compile("no password supplied"): "Set PGPASSWORD, or the password of this login in the file that ENV_FILE names",
     NOT_YET: "Try again in a moment",
     TLS: "Check PGSSLMODE (unset, it is verify-full for a server elsewhere) and PGSSLROOTCERT, its authority's file",
 }
@@ -66,11 +68,11 @@ def connect(program: str, **options: object) -> Connection:
     return psycopg2.connect("", fallback_application_name=program, **options)
 
 
-def is_local() -> bool:
+def is_local(variables: Mapping[str, str] = os.environ) -> bool:
     """Whether PG* name a server on this machine, in whose place nobody else can answer. profiles.yml has it for dbt."""
-    if os.environ.get("PGSERVICE"):
+    if variables.get("PGSERVICE"):
         return False  # its file may name any server
-    host = os.environ.get("PGHOSTADDR") or os.environ.get("PGHOST") or ""
+    host = variables.get("PGHOSTADDR") or variables.get("PGHOST") or ""
     return host in THIS_MACHINE or (host.startswith("/") and "," not in host)
 
 

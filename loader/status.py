@@ -1,4 +1,4 @@
-"""How the pipeline does, on one screen: what waits, what became of the last day's messages, what needs a person.
+"""The state of the pipeline on one screen: backlog, the last 24 hours, and what needs attention.
 
 It asks for no more than a login in the role `monitor` may see: the queues' counters, and analytics.pipeline_health.
 """
@@ -24,7 +24,7 @@ COUNTERS = {
     "in_flight": "ApproximateNumberOfMessagesNotVisible",
     "delayed": "ApproximateNumberOfMessagesDelayed",
 }
-
+ENOUGH_RECEIVES = 3  # a loader that is killed, or a message released on shutdown, costs one
 
 PIPELINE = """
     select
@@ -74,7 +74,7 @@ def backlog(queue: Queue) -> dict:
 
 
 def age_of_oldest(queue: Queue) -> timedelta | None:
-    """SQS tells it to CloudWatch alone. None where that does not answer, or this login may not ask."""
+    """From CloudWatch; SQS itself does not tell. None without an answer, or without the permission."""
     now = datetime.now(timezone.utc)
     try:
         points = cloudwatch_of(queue).get_metric_statistics(
@@ -97,11 +97,31 @@ def cloudwatch_of(queue: Queue) -> Any:
 
 
 def dead_letters(queue: Queue) -> dict:
-    """The queue of what was received too often. No name where the queue has no redrive policy."""
-    dead, _ = queue.dead_letters(queue.attributes())
+    """The dead-letter queue: its name (None where there is none), its messages, and how many receives lead there."""
+    dead, receives = queue.dead_letters(queue.attributes())
     if not dead:
-        return {"name": None, "waiting": 0}
-    return {"name": dead.name, "waiting": int(dead.attributes().get(COUNTERS["waiting"]) or 0)}
+        return {"name": None, "waiting": 0, "receives": 0}
+    return {"name": dead.name, "waiting": dead.backlog(dead.attributes()), "receives": receives}
+
+
+def dead_letter_trouble(queue: str, dead: dict) -> str | None:
+    """What is wrong with the dead-letter queue, with the remedy; for `status` and `doctor`, which have to agree."""
+    if not dead["name"]:
+        return (
+            f"{queue} has no dead-letter queue, so a message that PostgreSQL refuses is redelivered until it expires:"
+            " set a RedrivePolicy with maxReceiveCount 5"
+        )
+    if dead["receives"] < ENOUGH_RECEIVES:
+        return (
+            f"maxReceiveCount is {dead['receives']}, so a loader that is killed a few times sends good messages to"
+            f" {dead['name']}: set 5 in the RedrivePolicy"
+        )
+    if dead["waiting"]:
+        return (
+            f"{dead['name']} holds {dead['waiting']:,} {'message' if dead['waiting'] == 1 else 'messages'}:"
+            " fix what stopped them, then run `python -m loader redrive`"
+        )
+    return None
 
 
 def pipeline_health() -> dict:
@@ -122,10 +142,10 @@ def health_of(cursor: RealDictCursor) -> dict:
 
 
 def troubles(status: Status, max_lag: timedelta) -> Iterator[str]:
-    """What needs a person, each with what to do about it."""
+    """What needs attention, each with its remedy."""
     queue, dead, seen = status.queue, status.dead_letters, status.pipeline
-    if dead and dead["waiting"]:
-        yield f"{dead['waiting']:,} on {dead['name']}: mend what stopped them, then run `python -m loader redrive`."
+    if queue and dead and (trouble := dead_letter_trouble(queue["name"], dead)):
+        yield f"{trouble}."
     if queue and queue["waiting"]:
         is_it_running = "Is `python -m loader load` running?"
         if queue["oldest"] is not None:
@@ -143,7 +163,7 @@ def troubles(status: Status, max_lag: timedelta) -> Iterator[str]:
         if each["rejections_jumped"]:
             yield (
                 f"{each['rejected']:,} of {each['accepted'] + each['rejected']:,} messages from {each['queue']} were"
-                " rejected in 24 hours, far more than before: the reasons are above, and in README.md what to do."
+                " rejected in 24 hours, far more than before: the reasons are above, and explained in README.md."
             )
 
 
@@ -167,7 +187,7 @@ def queue_rows(queue: dict | None) -> Iterator[Row]:
     others = f"{queue['in_flight']:,} in flight, {queue['delayed']:,} delayed"
     yield "Waiting", f"{queue['waiting']:,}", f"on {queue['name']}; {others}"
     if queue["oldest"] is None:
-        yield "Oldest", UNKNOWN, "CloudWatch, whom alone SQS tells, does not say"
+        yield "Oldest", UNKNOWN, "unknown: no access to CloudWatch"
     else:
         yield "Oldest", span(queue["oldest"]), "on the queue"
 
@@ -186,24 +206,24 @@ def pipeline_rows(seen: dict | None) -> Iterator[Row]:
     if seen["newest_load_at"]:
         waited = "ago"
         if seen["sent_to_landed"] is not None:  # its messages may have been purged or erased since
-            waited += f"; its oldest message had been on the queue for {span(seen['sent_to_landed'])}"
+            waited += f"; time in queue {span(seen['sent_to_landed'])}"
         yield "Last load", span(since_last_load(seen)), waited
     else:
         yield "Last load", "never", ""
-    waiting = f"landed and not yet taken, the oldest for {span(seen['landed_to_analytics'])}"
+    waiting = f"waiting for dbt, the oldest for {span(seen['landed_to_analytics'])}"
     yield "For dbt", f"{seen['untransformed']:,}", waiting
-    yield "Key", str(seen["mask_key_version"] or "none"), "is the version in use"
+    yield "Key", str(seen["mask_key_version"] or "none"), "version in use"
 
     queues = {name: each for name, each in seen.get("queues", {}).items() if each["received"] or each["untransformed"]}
     for name, each in queues.items() if len(queues) > 1 else ():
-        yield "", f"{each['landed']:,}", f"landed from {name} in 24 hours; {each['untransformed']:,} wait for dbt"
+        yield "", f"{each['landed']:,}", f"landed from {name} in 24 hours; {each['untransformed']:,} waiting for dbt"
 
     ends = {name: seen[name] for name in ("accepted", "rejected", "erased")}
     ends["for dbt"] = seen["landed"] - sum(ends.values()) - seen["unaccounted"]
     yield "", "", ""
     yield "In 24 hours", "", ""
     yield "Received", f"{seen['received']:,}", "from SQS"
-    yield "Landed", f"{seen['landed']:,}", f"in raw.sqs_messages; {seen['duplicates']:,} more were delivered again"
+    yield "Landed", f"{seen['landed']:,}", f"in raw.sqs_messages; {seen['duplicates']:,} duplicates"
     yield "Accepted", f"{seen['accepted']:,}", "in analytics.user_logins"
     yield "Rejected", f"{seen['rejected']:,}", "in analytics.rejected_messages"
     reasons = sorted(seen["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))

@@ -1,4 +1,4 @@
-"""Takes made-up logins through the whole pipeline, and shows on one screen what came of them."""
+"""Runs generated logins through the whole pipeline, and shows the result on one screen."""
 
 import contextlib
 import subprocess
@@ -47,7 +47,7 @@ def run(stack: Stack, queue: str, count: int) -> None:
     seed = landed // count + 1
     sqs = client(stack.environment("loader_user"))
     sent = send(sqs, ensure_queue(sqs, queue), (event.body for event in generate(count, seed)))
-    click.echo(f"Sent {sent:,} made-up messages to {queue} (seed {seed}).", err=True)
+    click.echo(f"Sent {sent:,} generated messages to {queue} (seed {seed}).", err=True)
 
     _step("Loading", [sys.executable, "-m", "loader", "load", "--queue-name", queue], stack.program("loader_user"))
     _step("Building and testing", [DBT, "--no-use-colors", "build"], stack.program("transformer_user"), "dbt_project")
@@ -63,7 +63,7 @@ def _step(what: str, command: list[str], environment: dict[str, str], folder: st
     )
     if done.returncode:
         click.echo(done.stdout, err=True)
-        raise StackError(f"{what} failed, with the words above.")
+        raise StackError(f"{what} failed; its output is above.")
     click.echo(f"    {done.stdout.strip().rpartition(chr(10))[2]} ({time.monotonic() - started:.1f} s)", err=True)
 
 
@@ -77,9 +77,9 @@ def _screen(stack: Stack, went_in: str) -> None:
     adds_up = received == landed + duplicates and landed == accepted + rejected + erased
 
     click.echo(f"""
-Went in    {went_in}
-Received   {received:>7,}   in {loads:,} loads since the database was made
-Landed     {landed:>7,}   in raw.sqs_messages, plain and locked; {duplicates:,} more were delivered again
+Sent       {went_in}
+Received   {received:>7,}   in {loads:,} loads since the database was created
+Landed     {landed:>7,}   in raw.sqs_messages, unmasked, access restricted; {duplicates:,} duplicates
 Accepted   {accepted:>7,}   in analytics.user_logins, masked
 Rejected   {rejected:>7,}   in analytics.rejected_messages, with a reason and no value
 Erased     {erased:>7,}   at a person's request (`make forget`)

@@ -37,7 +37,7 @@ def ensure_queue(sqs: Any, name: str) -> str:
     except sqs.exceptions.QueueDoesNotExist:
         dead_letters = sqs.create_queue(QueueName=f"{name}-dlq")["QueueUrl"]
     except (BotoCoreError, ClientError) as error:
-        raise StackError(f"The queue {name} cannot be asked for: {error}") from None
+        raise StackError(f"SQS did not answer when asked for the queue {name}: {error}") from None
     asked = sqs.get_queue_attributes(QueueUrl=dead_letters, AttributeNames=["QueueArn"])
     redrive = {"deadLetterTargetArn": asked["Attributes"]["QueueArn"], "maxReceiveCount": GIVE_UP_AFTER}
     return sqs.create_queue(QueueName=name, Attributes={"RedrivePolicy": json.dumps(redrive)})["QueueUrl"]

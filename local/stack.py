@@ -21,11 +21,11 @@ from psycopg2.extensions import connection as Connection
 
 from local.postgres import Account, choose_postgres, major
 from local.processes import StackError, command_of, end, environment_of, free_port, number_in, wait
+from local.settings import SUPERUSER
 
 HOST = "127.0.0.1"
 PORTS = {"PostgreSQL": 54320, "SQS": 4566}
 DATABASE = "logins"
-SUPERUSER = "postgres"
 LOGINS = (
     *("migrator", "loader_user", "transformer_user", "analyst_user"),
     *("privacy_officer_user", "monitor_user", "retention_user", "backup_user"),
@@ -115,12 +115,18 @@ class Stack:
 
     def shell(self, login: str, database: str | None = None) -> dict[str, str]:
         """The same, and what else a shell needs: dbt and Python of .venv, psql, no proxy in between."""
-        path = [str(Path(sys.executable).parent), *os.environ.get("PATH", os.defpath).split(":"), str(self._programs())]
         direct = os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).split(",")
         return self.environment(login, database) | {
-            "PATH": ":".join(dict.fromkeys(path)),
+            "PATH": self.path(),
             "no_proxy": ",".join(dict.fromkeys(host for host in (*direct, HOST) if host)),
         }
+
+    def path(self) -> str:
+        """The caller's PATH, with dbt and Python of .venv before it, and psql after it where there is one here."""
+        path = [str(Path(sys.executable).parent), *os.environ.get("PATH", os.defpath).split(":")]
+        with contextlib.suppress(StackError):
+            path.append(str(self._programs() if self._data.exists() else choose_postgres(self._wanted, None)))
+        return ":".join(dict.fromkeys(path))
 
     def program(self, login: str, database: str | None = None) -> dict[str, str]:
         """The whole environment of a program that is to work here: the caller's, without what leads elsewhere."""
@@ -232,7 +238,7 @@ class Stack:
             known = {"ports": PORTS | self._ports, "passwords": {}}
         except PermissionError:
             raise StackError(f"{file} is for its owner alone: act as that user.") from None
-        new = {name: _password() for name in (SUPERUSER, *LOGINS) if name not in known["passwords"]}
+        new = {name: password() for name in (SUPERUSER, *LOGINS) if name not in known["passwords"]}
         return known | {"passwords": known["passwords"] | new}
 
     def _save(self, state: dict) -> None:
@@ -326,7 +332,7 @@ class Stack:
             raise StackError(f"{program.name} failed: {said} (log: {self._cluster / 'server.log'})")
 
 
-def _password() -> str:
+def password() -> str:
     return secrets.token_urlsafe(24)
 
 

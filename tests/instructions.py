@@ -1,4 +1,4 @@
-"""The commands of deploy/README.md, taken from there and run one by one."""
+"""The commands of the documents, taken from there and run one by one."""
 
 import os
 import re
@@ -11,12 +11,13 @@ from typing import Any
 from local.stack import LOGINS, SUPERUSER
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "deploy" / "README.md"
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "PRIVACY.md", "SECURITY.md", "deploy/README.md")]
 
 
 def block(comment: str) -> str:
-    """What stands under this comment, as code."""
-    [found] = re.findall(rf"<!-- {re.escape(comment)} -->\n((?: {{4}}.*\n)+)", README.read_text())
+    """The block of code under this comment."""
+    text = "".join(page.read_text() for page in PAGES)
+    [found] = re.findall(rf"<!-- {re.escape(comment)} -->\n((?: {{4}}.*\n)+)", text)
     return "".join(line.strip() + "\n" for line in found.splitlines())
 
 
@@ -38,6 +39,12 @@ def checkout(folder: Path) -> Path:
             (folder / ".venv" / entry.name).symlink_to(entry)
     (folder / ".venv" / "installed").touch()  # or make would install into it
     return folder
+
+
+def blocks(page: Path) -> list[str]:
+    """All blocks of code that are typed in a shell, each with the comment above it."""
+    text = re.sub(r"^```(?!bash)(.*\n)*?```$", "", page.read_text(), flags=re.MULTILINE)
+    return re.findall(r"^(?:<!-- .* -->\n)?(?: {4,}.*\n)+|^```bash\n(?:.*\n)*?```\n", text, re.MULTILINE)
 
 
 def follow(name: str, folder: Path, database: Any, programs: Path, instead: Mapping[str, str] | None = None) -> None:

@@ -37,10 +37,36 @@ def dbt(
     return invoke(dbtRunner(parsed(database, login, project)), database, login, arguments, expect, project)
 
 
-@functools.cache
 def parsed(database, login: str, project: Path = DBT_PROJECT):
-    """The project as dbt reads it, which takes longer than most of what is then done with it."""
-    return invoke(dbtRunner(), database, login, ["parse"], True, project).result
+    """The project as dbt reads it for this database."""
+    manifest, place = read(project, state_of(project)), database.env(login)["PGDATABASE"]
+    for node in [*manifest.nodes.values(), *manifest.sources.values()]:
+        if node.database and node.database != place:
+            node.relation_name = node.relation_name and node.relation_name.replace(f'"{node.database}".', f'"{place}".')
+            node.database = place
+    return manifest
+
+
+def state_of(project: Path) -> int:
+    """Another number when a file of the project has changed."""
+    files = [
+        *project.glob("*.yml"),
+        *(file for each in ("models", "macros", "tests") for file in project.glob(f"{each}/**/*")),
+    ]
+    return hash(frozenset((file, file.stat().st_mtime_ns) for file in files))
+
+
+@functools.cache
+def read(project: Path, state: int):
+    """dbt reads the project once: that takes longer than most of what is then done with it."""
+    return invoke(dbtRunner(), NoDatabase(), "", ["parse"], True, project).result
+
+
+class NoDatabase:
+    """What a project is read for: no node has this name in the end."""
+
+    def env(self, login: str) -> dict[str, str]:
+        return os.environ | {"PGDATABASE": "read", "PGUSER": "transformer_user"}
 
 
 def invoke(runner: dbtRunner, database, login: str, arguments: Iterable[str], expect: bool | None, project: Path):

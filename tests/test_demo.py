@@ -11,6 +11,7 @@ import pytest
 
 from local.events import generate
 from tests.conftest import temporary_stack
+from tests.instructions import blocks
 
 ROOT = Path(__file__).parents[1]
 COUNT = 200
@@ -97,6 +98,19 @@ def test_what_the_screen_says_to_type_works(shell, screens):
     said = typed(shell, *lines)
     assert "(5 rows)" in said.stdout
     assert said.stderr.startswith("ERROR:  permission denied for schema raw\n")
+
+
+@in_venv
+def test_what_the_readme_says_to_type_works(shell, screens):
+    shown = [block.splitlines() for block in blocks(ROOT / "README.md")]
+    analyst, transformer = [lines for lines in shown if lines[0].startswith("    eval")]
+    said = typed(shell, *analyst)
+    assert "(5 rows)" in said.stdout
+    assert said.stderr.startswith("ERROR:  permission denied for schema raw\n")
+
+    said = typed(shell, *transformer)
+    assert said.returncode == 0, said.stdout
+    assert said.stdout.count("Completed successfully") == 2
 
 
 @in_venv

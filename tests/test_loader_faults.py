@@ -96,7 +96,7 @@ def test_what_sqs_hides_no_longer_lands_once_and_is_said_once(loading: Loading, 
 
     loading.assert_landed_once(ids)
     assert run.report.counts["landed"] == 10
-    said = capsys.readouterr().err.count("SQS hides messages no longer")
+    said = capsys.readouterr().err.count("visibility timeout expired")
     assert 1 <= said <= run.report.counts["received"] / 10  # once a batch
     assert proxy.calls["ChangeMessageVisibilityBatch"] < 10
 

@@ -235,7 +235,7 @@ def arrange_reads_bodies(loading: Loading) -> None:
 SICK = {
     "no-dead-letter-queue": (arrange_no_policy, "dead-letter queue", "set a RedrivePolicy with maxReceiveCount 5"),
     "one-receive-only": (arrange_one_receive, "dead-letter queue", "set 5 in the RedrivePolicy"),
-    "dead-letters": (arrange_dead_letters, "dead-letter queue", "holds 2 messages: mend what stopped them"),
+    "dead-letters": (arrange_dead_letters, "dead-letter queue", "holds 2 messages: fix what stopped them"),
     "slow-landing": (arrange_slow_landing, "visibility timeout", "raise VisibilityTimeout to 2 at least"),
     "no-keys": (arrange_no_keys, "masking key", "run `make migrate` as migrator"),
     "no-database": (arrange_no_database, "database", "Check PGHOST, PGPORT"),

@@ -301,6 +301,12 @@ def test_without_a_stack_a_command_says_how_to_start_one(local, tmp_path, comman
     assert result.stderr == "Error: The local stack is not running: `make up` starts it.\n"
 
 
+def test_with_a_server_of_ones_own_the_remedy_is_not_only_the_local_stack(local, tmp_path):
+    result = local("env", state=tmp_path, PGHOST="db.example.com")
+    assert result.returncode == 1
+    assert result.stderr.endswith("For servers of your own, set ENV_FILE (`make prod.env`).\n")
+
+
 def test_a_file_is_sent_line_by_line_unchanged(local, queue, tmp_path):
     lines = ['{"a":1, "a": 2}\r', "é 🦊", "  "]
     (tmp_path / "messages.jsonl").write_text("\n".join([*lines, ""]), newline="")

@@ -1,4 +1,4 @@
-"""The one door: every target is in the help, and what a fresh machine may lack is a sentence."""
+"""The Makefile: every target is in the help, and what a fresh machine lacks is reported with its remedy."""
 
 import re
 import shutil
@@ -43,6 +43,26 @@ def test_what_is_missing_is_said_with_its_remedy(fresh, script, sentence):
     assert result.returncode == 2
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
+
+
+# Plays Python and its pip: makes a .venv of itself, and collects 45 packages.
+PIP = """#!/bin/sh
+case "$*" in
+*"venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python;;
+*"pip install"*) for n in $(seq 45); do echo "Collecting p$n"; done; echo "Installing collected packages: p1"; exit %d;;
+esac
+"""
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_installation_shows_progress_and_its_failure_is_one(fresh, status):
+    python = fresh / "python"
+    python.write_text(PIP % status)
+    python.chmod(0o755)
+    result = make("install", f"PYTHON={python}", folder=fresh)
+    everything = len(PINNED.findall((ROOT / "requirements-dev.txt").read_text()))
+    assert f"    20 of {everything} packages\n    40 of {everything} packages\n    unpacking\n" in result.stderr
+    assert (result.returncode == 0) == (fresh / ".venv" / "installed").exists() == (status == 0)
 
 
 @pytest.mark.parametrize("command", ["load", "status", "doctor", "redrive"])

@@ -40,7 +40,12 @@ def run(database, program: str, **settings: str) -> subprocess.CompletedProcess[
 CANNOT_CONNECT = {
     "no-server": ({"PGPORT": "1"}, 3, "Connection refused. Check PGHOST"),
     "no-such-database": ({"PGDATABASE": "nowhere"}, 3, 'database "nowhere" does not exist. Check PGHOST'),
-    "wrong-password": ({"PGPASSWORD": "wrong"}, 3, "password authentication failed"),
+    "wrong-password": ({"PGPASSWORD": "wrong"}, 3, "Check PGUSER and PGPASSWORD."),
+    "no-password": (
+        {"PGPASSWORD": ""},
+        3,
+        "Set PGPASSWORD, or the password of this login in the file that ENV_FILE names.",
+    ),
     "bad-port": ({"PGPORT": "x"}, 3, "invalid integer value"),
     "no-authority": ({"PGSSLMODE": "verify-full", "PGSSLROOTCERT": "/nowhere"}, 3, "Check PGSSLMODE"),
     "too-many-connections": ({}, 13, "Close other connections"),

@@ -9,6 +9,7 @@ import psycopg2.errors
 import pytest
 
 from tests.conftest import nodes, on_citus_too, run_migrations
+from tests.instructions import checkout, follow
 from tests.officer import as_superuser, as_transformer, privacy
 from tests.pipeline import dbt, land, query
 
@@ -176,3 +177,10 @@ def test_what_is_no_key_is_refused_and_not_shown(database, typed):
     assert "Traceback" not in done.stderr
     assert not any(word in done.stdout + done.stderr for word in typed.split() if len(word) > 9)
     assert as_transformer(database, "select masking.key_version()") == [(1,)]
+
+
+def test_the_four_steps_of_a_rotation_work_as_written(database, tmp_path):
+    land(database, [login(1)])
+    dbt(database, "run")
+    follow("rotate", checkout(tmp_path / "checkout"), database, database.stack._programs())
+    assert query(database, "select mask_key_version from analytics.user_logins") == [(2,)]

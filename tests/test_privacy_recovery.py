@@ -15,6 +15,7 @@ import pytest
 from pysequoia import CipherSuite, Tsk
 
 from tests.conftest import administration, on_citus_too
+from tests.instructions import ROOT, blocks, checkout, run
 from tests.officer import Officer, as_officer, as_superuser, audit, privacy
 from tests.pipeline import dbt, land, query
 
@@ -81,6 +82,42 @@ def test_gnupg_opens_it_too(sealed, officer, tmp_path):
     done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)
     subprocess.run(["gpgconf", "--kill", "all"], env=env)
     assert done.stdout == "ip 203.0.113.9\n", done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("gpg"), reason="no GnuPG here: apt install gnupg")
+def test_the_officers_commands_work_as_written(database, tmp_path, monkeypatch):
+    folder, home = checkout(tmp_path / "checkout"), tmp_path / "gnupg"
+    home.mkdir(mode=0o700)
+    (home / "none").touch()  # instead of a person who types a passphrase
+    (home / "gpg.conf").write_text(f"batch\npinentry-mode loopback\npassphrase-file {home / 'none'}\n")
+    monkeypatch.setenv("GNUPGHOME", str(home))
+    written = {block.split(maxsplit=2)[1]: block.strip().splitlines() for block in blocks(ROOT / "PRIVACY.md")}
+    instead = {}
+
+    def typed(command: str, login: str) -> str:
+        done = run(command.strip(), login, folder, database, database.stack._programs(), instead)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    generate, add, export = written["--quick-generate-key"]
+    typed(generate, "privacy_officer_user")
+    [key] = [line for line in typed("gpg --with-colons --list-keys", "migrator").splitlines() if line.startswith("fpr")]
+    instead["FINGERPRINT"] = key.split(":")[9]
+    typed(add, "privacy_officer_user")
+    typed(export, "privacy_officer_user")
+    typed(".venv/bin/python -m privacy seal-with officer.asc", "migrator")
+    land(database, [json.dumps(LOGIN | {"ip": "203.0.113.9", "device_id": "d"})])
+    dbt(database, "run")
+
+    [reveal], [forget] = written["reveal"], written["forget"]
+    instead["…"] = token(database, "m0")
+    assert typed(reveal, "privacy_officer_user") == "ip 203.0.113.9\n"
+    instead["…"] = "u1"
+    erase, publish = forget, ".venv/bin/dbt --quiet run --project-dir dbt_project --profiles-dir dbt_project"
+    typed(f"{erase} || true", "privacy_officer_user")  # its last step is transformer's, on servers of one's own
+    typed(publish, "transformer_user")
+    assert query(database, "select count(*) from analytics.user_logins") == [(0,)]
+    subprocess.run(["gpgconf", "--kill", "all"], env=os.environ | {"GNUPGHOME": str(home)})
 
 
 def test_a_token_with_nothing_behind_it_is_on_record_as_that(sealed, officer):

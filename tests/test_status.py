@@ -34,7 +34,22 @@ def built(module_database):
 
 
 @pytest.fixture
-def ask(built, queue):
+def dead(sqs, queue):
+    """The queue's dead-letter queue, by URL."""
+    dead = sqs.create_queue(QueueName=f"{queue.name}-dlq")["QueueUrl"]
+    set_dead_letter_queue(sqs, queue, dead, receives=5)
+    yield dead
+    sqs.delete_queue(QueueUrl=dead)
+
+
+def set_dead_letter_queue(sqs, queue, dead, receives):
+    arn = sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": receives})
+    sqs.set_queue_attributes(QueueUrl=queue.url, Attributes={"RedrivePolicy": policy})
+
+
+@pytest.fixture
+def ask(built, queue, dead):
     """Asks as a person on call does; their login sees what the role monitor sees."""
 
     def ask(*options, login="analyst_user", database=built, queue=queue.name, **settings):
@@ -110,18 +125,34 @@ def test_before_dbt_has_run_it_says_what_to_run(ask, database):
     assert "then `make build`" in answer.stdout
 
 
-def test_dead_letters_need_a_person(ask, sqs, queue):
-    dead = sqs.create_queue(QueueName=f"{queue.name}-dlq")["QueueUrl"]
-    arn = sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 5})
-    sqs.set_queue_attributes(QueueUrl=queue.url, Attributes={"RedrivePolicy": policy})
-    assert ask().exit_code == WELL
-
+def test_dead_letters_need_a_person(ask, sqs, queue, dead):
     sqs.send_message(QueueUrl=dead, MessageBody="poison")
     answer = ask()
     assert answer.exit_code == NOT_WELL
-    assert f"1 on {queue.name}-dlq: mend what stopped them, then run `python -m loader redrive`." in answer.stdout
-    sqs.delete_queue(QueueUrl=dead)
+    fix = "fix what stopped them, then run `python -m loader redrive`."
+    assert f"{queue.name}-dlq holds 1 message: {fix}" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("receives", "trouble"),
+    [
+        pytest.param(None, "has no dead-letter queue", id="none"),
+        pytest.param(1, "maxReceiveCount is 1", id="one-receive"),
+        pytest.param(5, None, id="well"),
+    ],
+)
+def test_status_and_doctor_agree_on_the_dead_letter_queue(built, sqs, queue, dead, ask, receives, trouble):
+    if receives:
+        set_dead_letter_queue(sqs, queue, dead, receives)
+    else:
+        sqs.set_queue_attributes(QueueUrl=queue.url, Attributes={"RedrivePolicy": ""})
+    options = ["--queue-name", queue.name]
+    doctor = CliRunner().invoke(main, ["doctor", *options], env=built.env("loader_user"))
+    answer = ask()
+    assert (answer.exit_code == WELL) is (doctor.exit_code == WELL) is (trouble is None), answer.output + doctor.output
+    if trouble:
+        [found] = [line.split(maxsplit=3)[3] for line in doctor.stdout.splitlines() if trouble in line]
+        assert f"{found}." in answer.stdout
 
 
 @pytest.mark.parametrize(
@@ -175,7 +206,7 @@ HOUR = timedelta(hours=1)
 def test_a_queue_that_nobody_empties_needs_a_person(waiting, oldest, newest_load_at, sentence):
     seen = SimpleNamespace(
         queue={"name": "logins", "waiting": waiting, "oldest": oldest},
-        dead_letters={"name": "dlq", "waiting": 0},
+        dead_letters={"name": "dlq", "waiting": 0, "receives": 5},
         pipeline={
             "measured_at": NOW,
             "newest_load_at": newest_load_at,
@@ -253,7 +284,7 @@ def test_ages_are_said_in_one_unit(age, said):
         pytest.param(False, {}, False, id="pipe"),
     ],
 )
-def test_colours_are_for_terminals_that_want_them(built, queue, on_a_terminal, settings, coloured):
+def test_colours_are_for_terminals_that_want_them(built, queue, dead, on_a_terminal, settings, coloured):
     environment = {name: value for name, value in built.env("analyst_user").items() if name != "NO_COLOR"} | settings
     command = [sys.executable, "-m", "loader", "status", "--queue-name", queue.name]
     assert ("\x1b[" in said(command, environment, on_a_terminal)) is coloured

@@ -1,0 +1,24 @@
+"""Airflow 3: copy this file to the folder of DAGs. MASKED_LOGINS is the project's folder, ENV_FILE its settings."""
+
+import os
+from datetime import datetime, timedelta
+
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import DAG
+
+PROJECT = os.environ.get("MASKED_LOGINS", "/opt/masked-logins")
+START = datetime(2026, 1, 1)
+
+
+def make(target: str, **options) -> BashOperator:
+    """A task that runs a target of the Makefile, on the servers that the environment names."""
+    return BashOperator(task_id=target, bash_command=f"make -s {target}", cwd=PROJECT, append_env=True, **options)
+
+
+# One run at a time: dbt builds everything that has landed until then.
+with DAG("masked_logins", schedule="*/5 * * * *", start_date=START, catchup=False, max_active_runs=1):
+    retry = {"retries": 2, "retry_delay": timedelta(seconds=30)}  # each step is idempotent
+    make("load", **retry) >> make("build", **retry) >> make("status")
+
+with DAG("masked_logins_purge", schedule="0 3 * * *", start_date=START, catchup=False, max_active_runs=1):
+    make("purge")

@@ -1,0 +1,61 @@
+"""Dagster: `dagster dev -f deploy/schedule/dagster_definitions.py`. MASKED_LOGINS is the project's folder, ENV_FILE its
+settings."""
+
+import os
+import subprocess
+
+import dagster as dg
+
+PROJECT = os.environ.get("MASKED_LOGINS", "/opt/masked-logins")
+UNDER_WAY = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+RETRY = dg.RetryPolicy(max_retries=2, delay=30)  # each step is idempotent
+
+
+def make(context: dg.AssetExecutionContext | dg.OpExecutionContext, target: str) -> None:
+    """Run a target of the Makefile, on the servers that the environment names."""
+    done = subprocess.run(
+        ["make", "-s", target], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    context.log.info(done.stdout)
+    if done.returncode:
+        raise dg.Failure(f"make {target} failed; its output is above.")
+
+
+@dg.asset(retry_policy=RETRY)
+def sqs_messages(context: dg.AssetExecutionContext) -> None:
+    """raw.sqs_messages: everything that was on the queue."""
+    make(context, "load")
+
+
+@dg.asset(deps=[sqs_messages], retry_policy=RETRY)
+def user_logins(context: dg.AssetExecutionContext) -> None:
+    """analytics.user_logins and all that dbt builds and tests beside it."""
+    make(context, "build")
+
+
+@dg.op
+def purge(context: dg.OpExecutionContext) -> None:
+    make(context, "purge")
+
+
+@dg.job
+def retention() -> None:
+    purge()
+
+
+pipeline = dg.define_asset_job("pipeline", [sqs_messages, user_logins])
+
+
+@dg.schedule(job=pipeline, cron_schedule="*/5 * * * *")
+def every_five_minutes(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """One run at a time: dbt builds everything that has landed until then."""
+    if context.instance.get_runs_count(dg.RunsFilter(job_name="pipeline", statuses=UNDER_WAY)):
+        return dg.SkipReason("the previous run is under way")
+    return dg.RunRequest()
+
+
+defs = dg.Definitions(
+    assets=[sqs_messages, user_logins],
+    jobs=[pipeline, retention],
+    schedules=[every_five_minutes, dg.ScheduleDefinition(job=retention, cron_schedule="0 3 * * *")],
+)

@@ -1,0 +1,165 @@
+"""Servers of one's own, by the README: each command exactly as written, in a shell where nothing else is set."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from local import queues, settings
+from local.events import generate
+from local.processes import StackError
+from local.stack import LOGINS, SUPERUSER
+from tests.instructions import checkout
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+[TYPED] = re.findall(r"\n\n((?: {4}.*\n)* {4}export ENV_FILE=.*\n(?: {4}.*\n)*)", README)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return checkout(tmp_path_factory.mktemp("typed") / "checkout")
+
+
+@pytest.fixture
+def type_lines(folder):
+    def type_lines(*lines, **environment):
+        shell = {"PATH": os.environ["PATH"], "HOME": str(folder), "DBT_LOG_PATH": str(folder / "logs")} | environment
+        script = ["bash", "-ec", "\n".join(lines)]
+        return subprocess.run(script, cwd=folder, env=shell, capture_output=True, text=True)
+
+    return type_lines
+
+
+@pytest.fixture
+def servers(stack, empty_server):
+    """What a reader writes into the file: a PostgreSQL with nothing in it, and SQS, whose queue has one login."""
+    sqs = queues.client(stack.environment("loader_user"))
+    url = queues.ensure_queue(sqs, "login-queue")
+    queues.send(sqs, url, [next(event.body for event in generate(100, seed=1) if event.reason is None)])
+    superuser = empty_server.environment(SUPERUSER)
+    of_sqs = {each: value for each, value in stack.environment("loader_user").items() if each.startswith("AWS_")}
+    yield of_sqs | {
+        "PGHOST": superuser["PGHOST"],
+        "PGPORT": superuser["PGPORT"],
+        "PGDATABASE": "own",
+        "POSTGRES_PASSWORD": superuser["PGPASSWORD"],
+    }
+    sqs.delete_queue(QueueUrl=url)
+    sqs.close()
+
+
+def test_every_command_works_as_written(type_lines, servers, folder):
+    create, *others = [line.strip() for line in TYPED.splitlines()]
+    created = type_lines("umask 022", create)
+    assert created.returncode == 0, created.stderr
+    with (folder / "prod.env").open("a") as file:
+        file.writelines(f"{name}={value}\n" for name, value in servers.items())
+
+    done = type_lines(*others)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "received 1: landed 1, duplicates 0" in done.stdout
+    assert "All is well." in done.stdout
+    assert "Login ada is in the role analyst" in done.stdout
+    for name in ("prod.env", "ada.env"):
+        assert (folder / name).stat().st_mode & 0o777 == 0o600
+
+    as_ada = type_lines(
+        'eval "$(make -s env ENV_FILE=ada.env)"',
+        "psql -XAtc 'select current_user, count(*) from analytics.user_logins'",
+        "psql -Xc 'select body from raw.sqs_messages'",
+    )
+    assert as_ada.stdout == "ada|1\n"
+    assert "permission denied for schema raw" in as_ada.stderr
+
+    others = ("rm ada.env", "make login NAME=ada", "make rotate-key", "make attest")
+    again = type_lines("export ENV_FILE=prod.env", *others)
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text):
+        (tmp_path / "own.env").write_text(text)
+        return tmp_path / "own.env"
+
+    return write
+
+
+OWN = "PGHOST=db.example.com\n" + "".join(f"{login.upper()}_PASSWORD='of {login}'\n" for login in LOGINS)
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_a_program_gets_the_password_of_its_login_and_no_other(file, login):
+    given = settings.environment(file(OWN), login, {"PGPASSWORD": "of another server", "PGSERVICE": "x", "HOME": "/"})
+    server = {"PGHOST": "db.example.com", "PGSSLMODE": "verify-full"}
+    assert given == server | {"HOME": "/", "PGUSER": login, "PGPASSWORD": f"of {login}"}
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        pytest.param("PGHOST=db.example.com", "verify-full", id="elsewhere"),
+        pytest.param("PGHOST=db.example.com\nPGSSLMODE=require", "require", id="as-the-file-says"),
+        pytest.param("PGHOST=localhost", None, id="here"),
+    ],
+)
+def test_a_server_elsewhere_has_to_show_its_certificate(file, text, mode):
+    assert settings.environment(file(text), "migrator", {"PGSSLMODE": "disable"}).get("PGSSLMODE") == mode
+
+
+def test_bootstrap_gets_the_passwords_of_all_logins_as_the_superuser_of_the_file(file):
+    given = settings.environment(file(OWN + "POSTGRES_USER=master\nPOSTGRES_PASSWORD=$x\n"), SUPERUSER, {})
+    assert (given["PGUSER"], given["PGPASSWORD"]) == ("master", "$x")
+    assert {f"{login.upper()}_PASSWORD": f"of {login}" for login in LOGINS}.items() <= given.items()
+
+
+def test_the_login_of_a_file_for_one_login_goes_before_that_of_the_command(file):
+    text = "PGHOST=::1\nexport PGUSER=ada # her own\nPGPASSWORD='a b'"
+    given = settings.environment(file(text), "analyst_user", {})
+    assert given == {"PGHOST": "::1", "PGUSER": "ada", "PGPASSWORD": "a b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        pytest.param("PGPORT=5432", "does not set PGHOST", id="no-host"),
+        pytest.param("PGHOST=h\nLOADER_USER_PASSWORD='choose-one'", "loader_user is still choose-one", id="unchanged"),
+        pytest.param("PGHOST=h\n\nPGUSER", "line 3: expected NAME=value", id="no-value"),
+        pytest.param("PGHOST='h", "line 1: expected NAME=value", id="open-quote"),
+        pytest.param("PGHOST=h PGPORT=1", "line 1: expected NAME=value", id="two-in-a-line"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_a_sentence_that_shows_no_value(file, text, sentence):
+    with pytest.raises(StackError, match=sentence):
+        settings.environment(file(text), "loader_user", {})
+
+
+def test_a_file_that_is_not_there_is_a_sentence(tmp_path):
+    with pytest.raises(StackError, match=r"ENV_FILE: .*own\.env cannot be read \(No such file or directory\)"):
+        settings.read(tmp_path / "own.env")
+
+
+def local(*arguments, **environment):
+    command = [sys.executable, "-m", "local", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+
+
+def test_what_make_env_left_in_the_shell_leads_nowhere_else(stack, file):
+    shell = stack.environment("analyst_user") | {"LOCAL_STATE": str(stack.folder), "ENV_FILE": str(file(OWN))}
+    asked = ["run", "--as", "loader_user", "--", "sh", "-c", "echo $PGUSER $PGHOST $PGPORT $AWS_ENDPOINT_URL."]
+    assert local(*asked, **shell).stdout == "loader_user db.example.com .\n"
+
+
+def test_made_up_messages_are_not_sent_to_aws(file):
+    refused = local("send", ENV_FILE=str(file(OWN)))
+    assert refused.returncode == 1
+    assert "made-up logins do not belong in AWS" in refused.stderr
+
+
+def test_a_server_that_is_named_by_a_service_is_not_taken_for_the_local_one(tmp_path):
+    asked = ["run", "--as", "loader_user", "--", "sh", "-c", "echo $PGSERVICE"]
+    assert local(*asked, PGSERVICE="prod", LOCAL_STATE=str(tmp_path)).stdout == "prod\n"

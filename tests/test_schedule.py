@@ -1,0 +1,111 @@
+"""deploy/schedule: each file is what its program reads, and runs nothing that does not exist.
+
+Airflow and Dagster are loaded where they are installed, which they are not by the project's requirements.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "deploy" / "schedule"
+UNITS = sorted(FOLDER.glob("masked-logins-*"))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_every_unit_is_accepted_by_systemd(tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("there is no systemd here")
+    for unit in UNITS:
+        (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/masked-logins/.venv/bin", str(installed())))
+    command = ["systemd-analyze", "verify", "--man=no", *(tmp_path / unit.name for unit in UNITS)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def installed() -> Path:
+    return Path(sys.executable).parent
+
+
+@pytest.mark.parametrize("unit", [unit for unit in UNITS if unit.suffix == ".service"], ids=lambda unit: unit.name)
+def test_every_command_of_a_unit_exists_with_its_options(unit):
+    commands = re.findall(r"^ExecStart=/opt/masked-logins/\.venv/bin/(.+)$", unit.read_text(), re.MULTILINE)
+    assert commands
+    for program, *arguments in map(str.split, commands):
+        done = subprocess.run([installed() / program, *arguments, "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        known = set(re.findall(r"--[a-z-]+", done.stdout))
+        assert {each for each in arguments if each.startswith("--")} <= known
+
+
+def test_every_timer_starts_a_service():
+    timers = {unit.stem for unit in UNITS if unit.suffix == ".timer"}
+    services = {unit.stem for unit in UNITS if unit.suffix == ".service"}
+    assert timers == services - {"masked-logins-loader"}  # which runs all the time
+    enabled = re.search(r"systemctl enable --now (.*)", (FOLDER / "masked-logins-loader.service").read_text())[1]
+    assert set(enabled.split()) == {f"{each}.timer" for each in timers} | {"masked-logins-loader.service"}
+
+
+def jobs() -> list[str]:
+    """The commands of the crontab, without when and as whom."""
+    lines = [line for line in (FOLDER / "crontab").read_text().splitlines() if re.match(r"[*\d]", line)]
+    return [line.split(maxsplit=6)[6] for line in lines]
+
+
+def test_cron_runs_targets_that_exist_and_has_no_percent_sign_which_it_would_cut_at():
+    named = re.findall(r"make -s -C /opt/masked-logins ([a-z ]+) 2>&1", " ".join(jobs()))
+    assert [each.split() for each in named] == [["load", "build"], ["status"], ["purge"]]
+    assert {target for each in named for target in each.split()} <= TARGETS
+    assert "%" not in " ".join(jobs())
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "mailed"),
+    [
+        pytest.param(0, "received 0", "", id="well"),
+        pytest.param(2, "No database", "No database\n", id="failed"),
+        pytest.param(1, "", "", id="the-run-before-goes-on"),
+    ],
+)
+def test_cron_mails_only_what_failed(tmp_path, status, said, mailed):
+    (tmp_path / "make").write_text(f"#!/bin/sh\nprintf '%s' '{said}'\nexit {status}\n")
+    (tmp_path / "make").chmod(0o755)
+    lock = str(tmp_path / "lock")
+    job = jobs()[0].replace("/tmp/masked-logins.lock", lock)
+    environment = {"PATH": f"{tmp_path}:{os.defpath}"}
+    done = subprocess.run(["sh", "-c", job], env=environment, capture_output=True, text=True)
+    assert done.stdout == mailed
+
+
+@pytest.mark.parametrize("name", ["airflow_dag", "dagster_definitions"])
+def test_the_orchestrators_run_targets_that_exist(name):
+    source = (FOLDER / f"{name}.py").read_text()
+    compile(source, name, "exec")
+    named = set(re.findall(r'make\((?:context, )?"([a-z]+)"', source))
+    assert {"load", "build", "purge"} <= named <= TARGETS
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_airflow_takes_the_dags():
+    pytest.importorskip("airflow", reason="Airflow is not installed")
+    dags = {each.dag_id: each for each in vars(load("airflow_dag")).values() if hasattr(each, "dag_id")}
+    assert dags
+
+
+def test_dagster_takes_the_definitions():
+    dagster = pytest.importorskip("dagster", reason="Dagster is not installed")
+    definitions = load("dagster_definitions").defs
+    dagster.Definitions.validate_loadable(definitions)
+    assert definitions.get_job_def("pipeline")
