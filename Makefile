@@ -87,7 +87,7 @@ rotate-key: install  ## new masking keys, and all tables carried over; interrupt
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet run-operation carry_tokens_over $(PROJECT)
 	@$(LOCAL) run --as migrator -- $(PRIVACY) close-rotation
 
-reveal: install  ## the original behind a token, on record (TOKEN=… REASON=…, or REQUEST=… once it is approved)
+reveal: install  ## the original behind a token, on record (TOKEN=…, or its first digits, REASON=…; or REQUEST=… once it is approved)
 	@$(LOCAL) run --as privacy_officer_user -- $(PRIVACY) reveal \
 	    $(if $(REQUEST),--request "$$REQUEST",--token "$$TOKEN" --reason "$$REASON")
 

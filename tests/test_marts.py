@@ -70,9 +70,8 @@ def built(module_database):
     logins = random_logins(seed=15)
     for part in range(0, len(logins), 80):
         some = logins[part : part + 80]
-        ids = land(
-            module_database, [*(login.body for login in some), "not json"], f"p{part}-", times=[*times(some), NOW]
-        )
+        times = [*(login.sent_at for login in some), NOW]
+        ids = land(module_database, [*(login.body for login in some), "not json"], f"p{part}-", times=times)
         logins[part : part + 80] = [login._replace(message_id=i) for login, i in zip(some, ids, strict=False)]
         dbt(module_database, "run")
     return module_database, logins
