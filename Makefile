@@ -109,7 +109,7 @@ rotate-key: install  ## rotate the masking keys; run it again if interrupted (IM
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet run-operation carry_tokens_over $(PROJECT)
 	@$(LOCAL) run --as migrator -- $(PRIVACY) close-rotation
 
-reveal: install  ## recover the original of a token, audited (TOKEN=… REASON=…, or REQUEST=… once it is approved)
+reveal: install  ## recover the original of a token, audited (TOKEN=…, or its first digits, REASON=…; or an approved REQUEST=…)
 	@$(LOCAL) run --as privacy_officer_user -- $(PRIVACY) reveal \
 	    $(if $(REQUEST),--request "$$REQUEST",--token "$$TOKEN" --reason "$$REASON")
 

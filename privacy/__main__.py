@@ -17,6 +17,8 @@ from loader import errors, postgres
 from loader.text import visible
 from privacy import attest as attestation
 
+TOKEN_DIGITS = 64
+LISTED = 10  # candidates, of the tokens that begin with the digits that were given
 KEY = re.compile(r"(?:[0-9a-fA-F]{2}){32,}")  # 32 bytes or more: what masking.keys accepts
 
 
@@ -98,7 +100,7 @@ def require_two_persons(required: str) -> None:
 
 
 @main.command()
-@click.option("--token", help="64 hexadecimal digits, from masked_ip or masked_device_id; also of an old report.")
+@click.option("--token", help="From masked_ip or masked_device_id: 64 hexadecimal digits, or the first 6 or more.")
 @click.option("--reason", help="Why, for the audit.")
 @click.option("--request", type=int, help="A request made before, when another officer has approved it.")
 def reveal(token: str | None, reason: str | None, request: int | None) -> None:
@@ -109,8 +111,9 @@ def reveal(token: str | None, reason: str | None, request: int | None) -> None:
     if not gpg:
         raise click.ClickException("GnuPG opens the sealed original, and gpg is not on this machine: apt install gnupg")
     if not request:
+        token = _whole_token(token.strip().lower(), reason)
         with _transaction() as cursor:  # committed before anything is handed out, or nothing is
-            request = _scalar(cursor, "select privacy.request_recovery(%s, %s)", token.strip().lower(), reason)
+            request = _scalar(cursor, "select privacy.request_recovery(%s, %s)", token, reason)
         click.echo(f"Request {request} is on record.", err=True)
     with _transaction() as cursor:
         cursor.execute("select kind, sealed from privacy.sealed_original(%s)", (request,))
@@ -204,6 +207,23 @@ def _transaction(role: str | None = None) -> Iterator[Cursor]:
 def _scalar(cursor: Cursor, query: str, *parameters: object) -> object:
     cursor.execute(query, parameters)
     return cursor.fetchone()[0]
+
+
+def _whole_token(token: str, reason: str) -> str:
+    """The one token that begins so. The look-up is on record, whatever it finds."""
+    if len(token) >= TOKEN_DIGITS:
+        return token
+    with _transaction() as cursor:
+        cursor.execute("select privacy.find_tokens(%s, %s)", (token, reason))
+        found = [each for (each,) in cursor.fetchall()]
+    if not found:
+        raise click.ClickException(
+            "No original has a token that begins so. Give all 64 digits of a token that is older than the newest key."
+        )
+    if len(found) > 1:
+        listed = "\n".join(found[:LISTED] + ["..."] * (len(found) > LISTED))
+        raise click.ClickException(f"More than one token begins so. Give more digits:\n{listed}")
+    return found[0]
 
 
 def _read_keys(source: TextIO, kinds: list[str]) -> dict[str, str]:

@@ -6,6 +6,8 @@ import io
 import os
 import tempfile
 from collections.abc import Iterable
+from datetime import datetime, timezone
+from itertools import islice, repeat
 from pathlib import Path
 from unittest import mock
 
@@ -15,18 +17,28 @@ DBT_PROJECT = Path(__file__).parents[1] / "dbt_project"
 
 LAND = """
 insert into raw.sqs_messages (message_id, queue, body, sent_at, load_id)
-select message_id, %(queue)s, body, '2026-11-21 23:59:59.999+00', (select raw.current_load_id())
-from unnest(%(ids)s, %(bodies)s) as message (message_id, body);
+select message_id, %(queue)s, body, sent_at, (select raw.current_load_id())
+from unnest(%(ids)s, %(bodies)s, %(times)s::timestamptz[]) as message (message_id, body, sent_at);
 insert into raw.loads (queue, received, landed, duplicates) values (%(queue)s, %(n)s, %(n)s, 0)
 """
 
 
-def land(database, bodies: Iterable[str], prefix: str = "m", queue: str = "login-queue") -> list[str]:
+SENT_AT = datetime(2026, 11, 21, 23, 59, 59, 999_000, tzinfo=timezone.utc)
+
+
+def land(
+    database,
+    bodies: Iterable[str],
+    prefix: str = "m",
+    queue: str = "login-queue",
+    times: Iterable[datetime] = repeat(SENT_AT),
+) -> list[str]:
     """Land each body in one load, as the loader's login; returns their message ids, in order."""
     bodies = list(bodies)
     ids = [f"{prefix}{n}" for n in range(len(bodies))]
+    message = {"queue": queue, "ids": ids, "bodies": bodies, "times": list(islice(times, len(ids)))}
     with contextlib.closing(database.connect("loader_user")) as connection, connection, connection.cursor() as cursor:
-        cursor.execute(LAND, {"n": len(ids), "queue": queue, "ids": ids, "bodies": bodies})
+        cursor.execute(LAND, message | {"n": len(ids)})
     return ids
 
 

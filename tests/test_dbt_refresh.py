@@ -147,6 +147,22 @@ def test_a_full_refresh_follows_the_columns_and_names_one_of_another_type(built)
     assert query(built, extra, login="transformer_user") == []
 
 
+INDEXES = """
+select regexp_replace(pg_get_indexdef(indexrelid), 'INDEX .* ON', 'ON') from pg_index
+where indrelid in ('analytics.user_logins'::regclass, 'staging.int_messages__masked'::regclass) order by 1
+"""
+
+
+def test_a_full_refresh_makes_the_indexes_that_are_missing_and_no_others(built):
+    before = query(built, INDEXES)
+    assert ("CREATE ON analytics.user_logins USING btree (user_id, logged_in_at)",) in before
+    droppable = "indrelid = 'analytics.user_logins'::regclass and not indisprimary"
+    names = query(built, f"select indexrelid::regclass from pg_index where {droppable}")
+    execute(built, *(f"drop index {name}" for (name,) in names))
+    dbt(built, "run", "--full-refresh")
+    assert query(built, INDEXES) == before
+
+
 # What a purge does comes last: it cannot be undone.
 
 

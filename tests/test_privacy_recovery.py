@@ -126,6 +126,45 @@ def test_a_token_with_nothing_behind_it_is_on_record_as_that(sealed, officer):
     assert audit(sealed)[before:] == ["recovery requested", "no original found"]
 
 
+def test_the_first_digits_of_a_token_are_enough_where_no_other_begins_so(sealed, officer):
+    before = len(audit(sealed))
+    whole = token(sealed, "m0")
+    assert officer.reveal(sealed, f" {whole[:12].upper()}") == "ip 203.0.113.9"
+    assert audit(sealed)[before:] == ["tokens looked up", "recovery requested", "original handed out"]
+    recorded = "select token from privacy.audit order by id desc limit 3"
+    assert as_officer(sealed, recorded) == [(whole,), (whole,), (whole[:12],)]
+
+
+def test_digits_that_begin_several_tokens_list_them_and_reveal_none(database, officer):
+    """Only what is sealed counts: transformer could have written any token into analytics."""
+    assert privacy(database, "seal-with", str(officer.public_key)).returncode == 0
+    begin_so = [f"abcdef{n:058x}" for n in range(11)]
+    sealed = "insert into privacy.originals (kind, token, key_version, sealed) select 'ip', {}, 1, '\\x00' returning 1"
+    land(database, [json.dumps(LOGIN | {"ip": "203.0.113.9", "device_id": "d-1"})])
+    dbt(database, "run")
+    as_superuser(database, f"update analytics.user_logins set masked_ip = '{'abcdef' + 'f' * 58}' returning 1")
+
+    before = len(audit(database))
+    assert "No original has a token that begins so." in officer.reveal(database, "abcdef")
+    as_superuser(database, sealed.format(f"unnest(array{begin_so[:2]})"))
+    said = officer.reveal(database, "abcdef").splitlines()
+    assert said == ["Error: More than one token begins so. Give more digits:", *begin_so[:2]]
+    as_superuser(database, sealed.format(f"unnest(array{begin_so[2:]})"))
+    assert officer.reveal(database, "abcdef").splitlines()[1:] == [*begin_so[:10], "..."]
+    assert audit(database)[before:] == ["tokens looked up"] * 3
+
+
+@pytest.mark.parametrize("digits", ["", "abcde", "abcdefg", "%"])
+def test_what_cannot_begin_a_token_is_refused(sealed, digits):
+    with pytest.raises(psycopg2.errors.RaiseException, match="not the beginning of a token"):
+        as_officer(sealed, "select privacy.find_tokens(%s, %s)", digits, REASON)
+
+
+def test_tokens_are_not_looked_up_without_a_reason(sealed):
+    with pytest.raises(psycopg2.errors.RaiseException, match="a reason is needed"):
+        as_officer(sealed, "select privacy.find_tokens('abcdef', 'short')")
+
+
 def test_without_the_private_key_there_is_nothing_to_see(sealed, tmp_path):
     """Not with another pair, and not for a superuser with all that the database holds."""
     assert "could not open it" in Officer(tmp_path).reveal(sealed, token(sealed, "m0"))

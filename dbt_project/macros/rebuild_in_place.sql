@@ -25,6 +25,7 @@
         {%- endif %}
     {%- endcall %}
     {% do run_query('drop table ' ~ rebuilt) %}
+    {% do create_missing_indexes(existing) %}
 
     {% do apply_grants(existing, config.get('grants'), should_revoke=True) %}
     {% do persist_docs(existing, model) %}
@@ -55,6 +56,18 @@
             existing, changes['source_not_in_target'] or none, changes['target_not_in_source'] or none
         ) -%}
     {%- endif -%}
+{%- endmacro %}
+
+
+{# Those that were declared after the table was made. dbt gives each index a name with the time in it. #}
+{% macro create_missing_indexes(table) -%}
+    {%- for index in config.get('indexes', []) -%}
+        {%- set is_there = scalar(
+            "select count(*) > 0 from pg_index where indrelid = '" ~ table ~ "'::regclass and pg_get_indexdef(indexrelid) like '"
+            ~ ('%UNIQUE' if index.unique) ~ '%USING ' ~ index.get('type', 'btree') ~ ' (' ~ index.columns | join(', ') ~ ")'"
+        ) -%}
+        {%- if not is_there -%}{%- do run_query(get_create_index_sql(table, index)) -%}{%- endif -%}
+    {%- endfor -%}
 {%- endmacro %}
 
 

@@ -21,3 +21,37 @@ comment on function analytics.rejections_jumped is
 'Whether more than 5 % of a day''s messages were rejected, and three times the share of the week before.';
 grant execute on function analytics.rejections_jumped(bigint, bigint, bigint, bigint)
 to transformer, analyst, monitor;
+
+-- A union-find: the root of a tree is its smallest node, so that roots come before their nodes. SQL alone has no cheap
+-- way: a recursive query carries each node to each other.
+create or replace function analytics.components(nodes integer[], neighbours integer[]) returns integer[]
+language plpgsql immutable strict parallel safe set search_path = pg_catalog, pg_temp as $$
+declare
+    parents integer[] := array(
+        select * from generate_series(1, (select max(node) from unnest(nodes || neighbours) as every (node)))
+    );
+    a integer;
+    b integer;
+begin
+    for n in 1 .. cardinality(nodes) loop
+        a := nodes[n];
+        b := neighbours[n];
+        while parents[a] <> a loop
+            parents[a] := parents[parents[a]];
+            a := parents[a];
+        end loop;
+        while parents[b] <> b loop
+            parents[b] := parents[parents[b]];
+            b := parents[b];
+        end loop;
+        parents[greatest(a, b)] := least(a, b);
+    end loop;
+    for node in 1 .. cardinality(parents) loop
+        parents[node] := parents[parents[node]];
+    end loop;
+    return parents;
+end $$;
+comment on function analytics.components is
+'Connected components of a graph: for each node, from 1, the smallest node that it is connected with. Link n connects
+nodes[n] with neighbours[n].';
+grant execute on function analytics.components(integer[], integer[]) to analyst, privacy_officer, transformer;

@@ -32,6 +32,14 @@ begin
     return new_id;
 end $$;
 
+create or replace function privacy.require_reason(reason text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if length(btrim(reason)) < 10 is not false then
+        raise exception 'a reason is needed that somebody else will understand';
+    end if;
+end $$;
+
 create or replace function privacy.require_two_persons(required boolean) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -110,15 +118,32 @@ begin
     return extensions.pgp_key_id(key);
 end $$;
 
+-- The tokens that begin with these digits, of which a report or a screen shows no more; up to eleven, so that more than
+-- ten can be told from ten. What is looked up is on record as well. Only originals are looked into: what transformer
+-- owns may say anything. A token older than the newest key is found by all its digits alone (sealed_original).
+create or replace function privacy.find_tokens(digits text, reason text) returns setof text
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if digits !~ '^[0-9a-f]{6,64}$' is not false then
+        raise exception 'not the beginning of a token: 6 or more hexadecimal digits, as in masked_ip or masked_device_id';
+    end if;
+    perform privacy.require_reason(reason);
+    perform privacy.record('tokens looked up', token => digits, reason => reason);
+    return query
+    select distinct originals.token from privacy.originals
+    where starts_with(originals.token, digits)
+    order by originals.token
+    limit 11;
+end $$;
+grant execute on function privacy.find_tokens(text, text) to privacy_officer;
+
 create or replace function privacy.request_recovery(token text, reason text) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     if token !~ '^[0-9a-f]{64}$' is not false then
         raise exception 'not a token: 64 hexadecimal digits, as in masked_ip or masked_device_id';
     end if;
-    if length(btrim(reason)) < 10 is not false then
-        raise exception 'a reason is needed that somebody else will understand';
-    end if;
+    perform privacy.require_reason(reason);
     return privacy.record('recovery requested', token => token, reason => reason);
 end $$;
 grant execute on function privacy.request_recovery(text, text) to privacy_officer;

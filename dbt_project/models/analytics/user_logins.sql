@@ -1,4 +1,10 @@
-{{ config(indexes=[{'columns': ['load_id']}]) }}
+{{ config(indexes=[
+    {'columns': ['load_id']},
+    {'columns': ['user_id', 'logged_in_at']},
+    {'columns': ['masked_device_id']},
+    {'columns': ['masked_ip']},
+    {'columns': ['logged_in_at'], 'type': 'brin'}
+]) }}
 
 with
 

@@ -17,8 +17,8 @@ counted as (
         locale,
         count(*) as logins,
         count(distinct user_id) as users,
-        count(distinct masked_device_id) as devices,
-        count(distinct masked_ip) as ips
+        count(distinct masked_device_id) filter (where device_id_is_placeholder is not true) as devices,
+        count(distinct masked_ip) filter (where ip_is_placeholder is not true) as ips
     from logins
     group by create_date, device_type, app_version, locale
 

@@ -1,0 +1,124 @@
+{# One row per user and value of a masked field. What stands for "none" is no value, but a login with it is a login. #}
+{% macro users_with_their(field) -%}
+with
+
+logins as (
+
+    select * from {{ ref('user_logins') }}
+
+),
+
+pairs as (
+
+    select
+        user_id,
+        masked_{{ field }},
+        {{ field }}_is_placeholder is true as is_placeholder,
+        count(*) as logins,
+        min(logged_in_at) as first_seen_at,
+        max(logged_in_at) as last_seen_at
+    from logins
+    group by user_id, masked_{{ field }}, {{ field }}_is_placeholder is true
+
+),
+
+compared as (
+
+    select
+        user_id,
+        masked_{{ field }},
+        logins,
+        first_seen_at,
+        last_seen_at,
+        {{ came_later() }} as came_later,
+        is_placeholder
+    from pairs
+
+),
+
+without_placeholders as (
+
+    select
+        user_id,
+        masked_{{ field }},
+        logins,
+        first_seen_at,
+        last_seen_at,
+        came_later
+    from compared
+    where not is_placeholder
+
+)
+
+select * from without_placeholders
+{%- endmacro %}
+
+
+{# Whether the user of a pair had logged in before it. By an index, so that all users of one device are found without
+   reading the others; Citus takes no such subquery, and there all pairs are compared on the coordinator. #}
+{% macro came_later() -%}
+    {%- if is_distributed() -%}
+        first_seen_at > min(first_seen_at) over (partition by user_id)
+    {%- else -%}
+        exists (
+            select from {{ ref('user_logins') }} as earlier
+            where earlier.user_id = pairs.user_id and earlier.logged_in_at < pairs.first_seen_at
+        )
+    {%- endif -%}
+{%- endmacro %}
+
+
+{# The values of a masked field that several users logged in with. What stands for "none" is not one. #}
+{% macro shared_by_users(field) -%}
+with
+
+logins as (
+
+    select * from {{ ref('user_logins') }}
+
+),
+
+counted as (
+
+    select
+        masked_{{ field }},
+        count(distinct user_id) as users,
+        count(*) as logins,
+        min(create_date) as first_seen_on,
+        max(create_date) as last_seen_on,
+        {{ users_in('1 day') }} as users_last_day,
+        {{ users_in('7 days') }} as users_last_week,
+        {{ users_in('30 days') }} as users_last_30_days
+    from logins
+    where {{ field }}_is_placeholder is not true
+    group by masked_{{ field }}
+
+)
+
+select * from counted
+where users > 1
+{%- endmacro %}
+
+
+{% macro users_in(interval) -%}
+    count(distinct user_id) filter (where logged_in_at > now() - interval '{{ interval }}')
+{%- endmacro %}
+
+
+{# Whether a login has another value than the one before it. Null where either stands for "none". #}
+{% macro changed(field) -%}
+    case
+        when {{ field }}_is_placeholder is not true and lag({{ field }}_is_placeholder) over by_time is not true
+            then masked_{{ field }} != lag(masked_{{ field }}) over by_time
+    end
+{%- endmacro %}
+
+
+{# The largest number of users of an address that is taken to connect them. #}
+{% macro users_that_an_ip_connects() -%}
+    {%- set users = var('users_that_an_ip_connects') -%}
+    {%- if users is not integer or users < 0 -%}
+        {%- do wrong('vars', 'users_that_an_ip_connects: ' ~ users ~ ' is not a number of users; 0 leaves out all addresses') -%}
+    {%- endif -%}
+    {{ users }}
+{%- endmacro %}
