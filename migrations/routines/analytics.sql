@@ -16,7 +16,8 @@ create or replace function analytics.rejections_jumped(
 language sql immutable strict parallel safe
 return accepted + rejected >= 20
     and rejected >= 0.05 * (accepted + rejected)
-    and rejected > 3 * coalesce(rejected_week_before / nullif(landed_week_before, 0)::numeric, 0.1) * (accepted + rejected);
+    and rejected > 3 * (accepted + rejected)
+        * coalesce(rejected_week_before / nullif(landed_week_before, 0)::numeric, 0.1);
 comment on function analytics.rejections_jumped is
 'Whether more than 5 % of a day''s messages were rejected, and three times the share of the week before.';
 grant execute on function analytics.rejections_jumped(bigint, bigint, bigint, bigint)
