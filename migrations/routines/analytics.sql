@@ -21,7 +21,7 @@ return accepted + rejected >= 20
 comment on function analytics.rejections_jumped is
 'Whether more than 5 % of a day''s messages were rejected, and three times the share of the week before.';
 grant execute on function analytics.rejections_jumped(bigint, bigint, bigint, bigint)
-to transformer, analyst, monitor;
+to transformer, analyst, privacy_officer, monitor;
 
 -- A union-find: the root of a tree is its smallest node, so that roots come before their nodes. SQL alone has no cheap
 -- way: a recursive query carries each node to each other.
