@@ -220,6 +220,7 @@ def test_what_removes_or_reveals_anything_puts_itself_on_record(built):
     """Each function that somebody may call, and that removes or reveals something; each was looked at."""
     assert query(built, DESTRUCTIVE, login="postgres") == [
         ("privacy.erase_returned()",),  # tombstones are its record; of what was erased before
+        ("privacy.find_tokens(text,text)",),  # on record: tokens looked up; it gives tokens alone
         ("privacy.forget_user(text,text)",),  # on record: person erased
         ("privacy.purge(integer)",),  # on record: messages purged
         ("privacy.seal_originals(boolean)",),  # reveals nothing: returns a number
