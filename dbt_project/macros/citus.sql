@@ -11,6 +11,10 @@
 {%- endmacro %}
 
 
+{# What only the workers know, before a value whose hash leaves them: a hash of an address alone can be guessed. #}
+{% macro secret_part() -%} {{ 'masking.secret_part()' if is_distributed() else "''" }} {%- endmacro %}
+
+
 {# The same members as elsewhere by jsonb_to_record(), which is STABLE: Citus would bring the messages to the coordinator. #}
 {% macro first_level_on_workers(members) -%}
     {%- set arrays, columns = [], [] -%}

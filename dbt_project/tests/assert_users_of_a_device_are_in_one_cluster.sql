@@ -20,7 +20,7 @@ wrong as (
     group by devices.masked_device_id
     having
         count(distinct devices.user_id) > 1
-        and (count(distinct members.cluster_id) <> 1 or count(members.cluster_id) <> count(*))
+        and (count(distinct members.cluster_id) <> 1 or count(members.cluster_id) <> count(devices.user_id))
 
 )
 

@@ -1,6 +1,6 @@
 -- What proves the masks right, as counts over all accepted messages in raw: by event type and masked field. Values are
--- compared by a hash with a secret part, since on Citus what is compared travels to the coordinator; and not by a
--- token, which is what is to be proved.
+-- compared by a hash, on Citus with a secret part, since what is compared travels to the coordinator there; and not by
+-- a token, which is what is to be proved.
 
 with
 
@@ -10,7 +10,7 @@ values_and_tokens as (
     select
         event_type,
         '{{ field.name }}' as field,
-        encode(sha256(convert_to({{ mask("'proof'", field.masked_as) }} || {{ field.name }}, 'UTF8')), 'hex') as digest,
+        encode(sha256(convert_to({{ secret_part() }} || {{ field.name }}, 'UTF8')), 'hex') as digest,
         masked_{{ field.name }} as token,
         masked_{{ field.name }} = encode(sha256(convert_to({{ field.name }}, 'UTF8')), 'hex') as is_without_key,
         not {{ field.name }}_is_placeholder and ({{ exposes(published_texts(field), field.name, field.form) }}) as is_in_the_open
