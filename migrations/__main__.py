@@ -124,10 +124,10 @@ def database_url() -> str:
     if foreign:
         fail(4, f"deploy/bootstrap.sql has not made these roles: {', '.join(foreign)}. Run it as superuser first.")
     login = f"{quote(info.user, safe='')}:{quote(info.password, safe='')}"
-    sslmode = os.environ.get("PGSSLMODE", "prefer")
-    if sslmode in ("allow", "prefer"):
-        sslmode = "require" if info.ssl_in_use else "disable"
-    query = {"sslmode": sslmode}
+    given = info.dsn_parameters
+    query = {name: given[name] for name in ("sslmode", "sslrootcert", "sslcert", "sslkey") if given.get(name)}
+    if query["sslmode"] in ("allow", "prefer"):
+        query["sslmode"] = "require" if info.ssl_in_use else "disable"
     host = f"{info.host}:{info.port}"
     if info.host.startswith("/"):  # the folder of a Unix socket
         host, query["socket"], query["port"] = "", info.host, info.port
@@ -160,8 +160,10 @@ def wait_at_most_a_minute(cursor) -> None:
 def apply_migrations(url: str) -> None:
     dbmate = [Path(sys.executable).with_name("dbmate"), "--migrations-dir", ROOT / "migrations", "--no-dump-schema"]
     dbmate += ["--migrations-table", "migrations.applied", "--env-file", os.devnull, "migrate"]
-    # the URL holds the password, so it goes by the environment and not by the command line
-    if subprocess.run(dbmate, env={**os.environ, "DATABASE_URL": url}).returncode:
+    # The URL holds the password, so it goes by the environment, not by the command line. It says all that PG* say, of
+    # which dbmate's own client refuses to run with some.
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PG") or name == "PGOPTIONS"}
+    if subprocess.run(dbmate, env=others | {"DATABASE_URL": url}).returncode:
         fail(5, "A migration failed and was rolled back; the database's reason is above.")
 
 

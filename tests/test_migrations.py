@@ -63,6 +63,14 @@ def test_migrating_twice_waits_for_no_loader_and_no_reader(database):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.parametrize("variable", ["PGGSSENCMODE", "PGCHANNELBINDING"])
+def test_variables_that_libpq_alone_knows_do_no_harm(database, variable):
+    """dbmate's own client refuses to work where one is set."""
+    result = run_migrations(database.env("migrator") | {variable: "disable"})
+
+    assert result.returncode == 0, result.stderr
+
+
 def test_two_at_a_time_take_turns_and_nobody_else_can_hold_the_lock(database):
     with contextlib.closing(database.connect("migrator")) as other, other.cursor() as cursor:
         cursor.execute("lock table migrations.routines in share update exclusive mode")
