@@ -51,8 +51,8 @@ def test_clone_is_refused_and_leaves_everything_where_it_is(built, tmp_path):
 
 def test_nothing_is_modified_when_nothing_was_and_defer_reads_what_is_there(built, tmp_path):
     dbt(built, "compile", "--target-path", str(tmp_path))
-    modified = dbt(built, "ls", "--select", "state:modified", "--resource-type", "model", "--state", str(tmp_path))
-    assert modified.result == []
+    modified = dbt(built, "run", "--select", "state:modified", "--state", str(tmp_path)).result
+    assert [each for each in modified if each.node.resource_type == "model"] == []
     before = published(built)
     dbt(built, "run", "--select", "shared_devices", "--defer", "--state", str(tmp_path))
     assert published(built) == before
