@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import click
 
+from benchmarks import cpu_of
 from local.queues import client, ensure_queue
 from local.stack import SUPERUSER, Stack
 
-TICK = os.sysconf("SC_CLK_TCK")
+IDLE = 30  # seconds
 PROJECT = Path(__file__).parents[1] / "dbt_project"
 
 # (Two statements, because Citus takes no data-modifying WITH.)
@@ -88,8 +89,7 @@ class Bench:
         """Processor seconds of all of the server's processes that have ended, as every session's does with it."""
         time.sleep(0.3)
         server = int((self.stack.folder / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
-        of_children = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[13:15]
-        return sum(map(int, of_children)) / TICK
+        return cpu_of(server, of_its_children=True)
 
     def sql(self, statement: str, **parameters: int) -> Cost:
         """What a statement of the superuser's costs, with the commit."""
@@ -256,19 +256,16 @@ def freshness(bench: Bench, sent: int) -> None:
     """From sent to user_logins, with a loader and a dbt that stay; then what both cost while nothing arrives."""
     sqs = client(bench.env)
     url = ensure_queue(sqs, "login-queue")
-    loader = [sys.executable, "-m", "loader", "load", "--follow", "--quiet", "--queue-name", "login-queue"]
+    loader = [sys.executable, "-m", "loader", "load", "--follow", "--queue-name", "login-queue"]
     follow = [sys.executable, PROJECT / "follow.py"]
     quiet = {"cwd": PROJECT.parent, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     loads = subprocess.Popen(loader, env=bench.env | bench.stack.program("loader_user", bench.name), **quiet)
     builds = subprocess.Popen(follow, env=bench.env, **quiet)
     try:
         waits = [published(bench, sqs, url, n) for n in range(sent + 1)][1:]  # the first waits for dbt to start
-        idle, seconds = {}, 30
-        for name, process in {"loader": loads, "dbt": builds}.items():
-            idle[name] = -cpu_of(process.pid)
-        time.sleep(seconds)
-        for name, process in {"loader": loads, "dbt": builds}.items():
-            idle[name] += cpu_of(process.pid)
+        before = [cpu_of(process.pid) for process in (loads, builds)]
+        time.sleep(IDLE)
+        after = [cpu_of(process.pid) for process in (loads, builds)]
     finally:
         for process in (loads, builds):
             process.terminate()
@@ -276,22 +273,15 @@ def freshness(bench: Bench, sent: int) -> None:
     median, p95 = statistics.median(waits), statistics.quantiles(waits, n=20)[-1]
     print(f"\nFrom sent to user_logins, both following, {sent} messages one by one")
     print(f"  {'median':<44}{median:>9.2f} s\n  {'95th percentile':<44}{p95:>9.2f} s")
-    for name, cpu in idle.items():
-        print(f"  {f'{name}, while nothing arrives':<44}{100 * cpu / seconds:>9.2f} % of a core")
+    for name, start, end in zip(("loader", "dbt"), before, after, strict=True):
+        print(f"  {f'{name}, while nothing arrives':<44}{100 * (end - start) / IDLE:>9.2f} % of a core")
 
 
 def published(bench: Bench, sqs: Any, url: str, number: int) -> float:
     """Seconds until a login that is sent now can be read; at some moment between two looks of dbt's."""
     time.sleep(number * 0.618 % 2)
-    body = {
-        "user_id": f"fresh-{number}",
-        "app_version": "1.0",
-        "device_type": "ios",
-        "ip": "192.0.2.1",
-        "device_id": "d",
-    }
     sent = time.perf_counter()
-    message_id = sqs.send_message(QueueUrl=url, MessageBody=json.dumps(body))["MessageId"]
+    message_id = sqs.send_message(QueueUrl=url, MessageBody=BODY)["MessageId"]
     with closing(bench.stack.connect("analyst_user", bench.name)) as connection, connection.cursor() as cursor:
         connection.autocommit = True
         while time.perf_counter() - sent < 300:
@@ -300,11 +290,6 @@ def published(bench: Bench, sqs: Any, url: str, number: int) -> float:
                 return time.perf_counter() - sent
             time.sleep(0.02)
     raise click.ClickException("A message that was sent 300 s ago is not in analytics.user_logins.")
-
-
-def cpu_of(pid: int) -> float:
-    """Processor seconds of a process."""
-    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])) / TICK
 
 
 def purge(bench: Bench) -> None:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import click
 
+from benchmarks import cpu_of
 from benchmarks.contestants import BARE, COPY, INSERT, TABLES, commands
 from local.stack import SUPERUSER, Stack
 
 ROOT = Path(__file__).parents[1]
-TICK = os.sysconf("SC_CLK_TCK")
 MQ_BRIDGE = "mq-bridge==1.2.0"
 REGION_LATENCY = 0.015  # seconds a call takes to SQS in the same region, about
 # Who waits for most of the time then, or is slow, tells as much with fewer messages.
@@ -87,12 +87,6 @@ class Bench:
     def sql(self, statement: str) -> None:
         with closing(self.stack.connect(SUPERUSER)) as connection, connection, connection.cursor() as cursor:
             cursor.execute(statement)
-
-
-def cpu_of(pid: int) -> float:
-    """User and system time of another process, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
 
 
 def peak_of(pid: int) -> float:

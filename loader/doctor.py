@@ -41,7 +41,7 @@ def examine(open_queue: Callable[[], Queue], database: Database, flush: int) -> 
         queue = open_queue()
         attributes = queue.attributes()
         yield Check("queue", True, f"{queue.name} in {queue.region}, about {queue.backlog(attributes)} messages")
-        yield dead_letter_queue(queue)
+        yield dead_letter_queue(queue, attributes)
         yield retention(queue, attributes)
     except LoaderError as error:
         yield Check("queue", False, str(error))
@@ -64,8 +64,8 @@ def examine(open_queue: Callable[[], Queue], database: Database, flush: int) -> 
         yield Check("database", False, f"A made-up batch does not land: {error}")
 
 
-def dead_letter_queue(queue: Queue) -> Check:
-    dead = dead_letters(queue)
+def dead_letter_queue(queue: Queue, attributes: dict[str, str]) -> Check:
+    dead = dead_letters(queue, attributes)
     trouble = dead_letter_trouble(queue.name, dead)
     fine = f"{dead['name']}, after {dead['receives']} receives; it is empty"
     return Check("dead-letter queue", not trouble, trouble or fine)

@@ -48,7 +48,7 @@ class Status:
         self.unseen: list[errors.LoaderError] = []
         queue = self.see(lambda: Queue(connect(1, queue_url=queue_url), queue_name, queue_url))
         self.queue = queue and self.see(lambda: backlog(queue))
-        self.dead_letters = queue and self.see(lambda: dead_letters(queue))
+        self.dead_letters = queue and self.see(lambda: dead_letters(queue, queue.attributes()))
         self.pipeline = self.see(pipeline_health)
         self.attention = [str(error) for error in self.unseen] + list(troubles(self, max_lag))
 
@@ -96,9 +96,9 @@ def cloudwatch_of(queue: Queue) -> Any:
     return botocore.session.get_session().create_client("cloudwatch", queue.region, config=config)
 
 
-def dead_letters(queue: Queue) -> dict:
+def dead_letters(queue: Queue, attributes: dict[str, str]) -> dict:
     """The dead-letter queue: its name (None where there is none), its messages, and how many receives lead there."""
-    dead, receives = queue.dead_letters(queue.attributes())
+    dead, receives = queue.dead_letters(attributes)
     if not dead:
         return {"name": None, "waiting": 0, "receives": 0}
     return {"name": dead.name, "waiting": dead.backlog(dead.attributes()), "receives": receives}

@@ -25,13 +25,8 @@ pairs as (
 compared as (
 
     select
-        user_id,
-        masked_{{ field }},
-        logins,
-        first_seen_at,
-        last_seen_at,
-        {{ came_later() }} as came_later,
-        is_placeholder
+        *,
+        {{ came_later() }} as came_later
     from pairs
 
 ),
