@@ -1,14 +1,17 @@
 """Erasure: a person leaves every table, others stay whole, the queue cannot bring them back, and the counts add up."""
 
+import contextlib
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg2.errors
 import pytest
 
 from tests.conftest import on_citus_too
+from tests.loading import until
 from tests.officer import Officer, as_officer, as_superuser, as_transformer, privacy
-from tests.pipeline import dbt, land, query
+from tests.pipeline import LAND, SENT_AT, dbt, land, query
 
 pytestmark = on_citus_too
 
@@ -38,6 +41,10 @@ OTHERS = {
 
 def forget(database, user_id: str = "gone", reason: str = REASON) -> subprocess.CompletedProcess:
     return privacy(database, "forget", "--user-id", user_id, "--reason", reason, login="privacy_officer_user")
+
+
+def is_distributed(database) -> bool:
+    return as_transformer(database, "select raw.is_distributed()") == [(True,)]
 
 
 def everywhere(database) -> set[str]:
@@ -105,7 +112,7 @@ def test_the_queue_cannot_bring_the_person_back(forgotten, prefix):
     [(before,)] = query(database, landed, login="loader_user")
     land(database, [PERSONS["accepted"]], prefix=prefix)
     assert query(database, landed, login="loader_user") == [(before + 1,)]
-    if as_transformer(database, "select raw.is_distributed()") == [(True,)]:
+    if is_distributed(database):
         dbt(database, "run")
     assert everywhere(database) == others
 
@@ -116,6 +123,32 @@ def test_the_counts_add_up(forgotten):
     dbt(database, "build")  # with its tests: landed = accepted + rejected + erased, for one
     erased = as_transformer(database, "select count(*) from privacy.erased_messages")
     assert erased == [(len(PERSONS) + 2,)]
+
+
+FORGET = "select * from privacy.forget_user(%(user_id)s, %(reason)s)", {"user_id": "gone", "reason": REASON}
+REDRIVEN = {"queue": "login-queue", "ids": ["again"], "bodies": [login()], "times": [SENT_AT], "n": 1}
+
+
+@pytest.mark.parametrize(
+    ("holder", "held", "waiting"),
+    [
+        pytest.param("loader_user", (LAND, REDRIVEN), forget, id="landed-first"),
+        pytest.param("privacy_officer_user", FORGET, lambda at: land(at, [login()], "x"), id="erased-first"),
+    ],
+)
+def test_what_lands_while_the_person_is_erased_is_erased(database, holder, held, waiting):
+    """Redriven under a new id: neither transaction sees what the other has not committed."""
+    land(database, [login(), login("stays")])
+    dbt(database, "run")
+    waits_for_a_lock = "select 1" + (" from pg_locks where not granted" if not is_distributed(database) else "")
+    with contextlib.closing(database.connect(holder)) as connection, ThreadPoolExecutor() as threads:
+        connection.cursor().execute(*held)
+        other = threads.submit(waiting, database)
+        until(lambda: other.done() or as_superuser(database, waits_for_a_lock))
+        connection.commit()
+        other.result()
+    dbt(database, "build")
+    assert everywhere(database) == {"m1"}
 
 
 def test_who_comes_back_later_is_somebody_new(forgotten):

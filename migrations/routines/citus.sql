@@ -95,8 +95,8 @@ begin
     last_load := raw.safe_load_id() - 1;
     if exists (select from privacy.erased_messages) then
         for landed in execute format(
-            'select message_id, load_id, loaded_at, encode(sha256(convert_to(body, ''UTF8'')), ''hex'') as digest '
-            'from raw.sqs_messages where load_id > %s and load_id <= %s', last_checked, last_load
+            'select message_id, load_id, loaded_at, masking.digest(body) as digest from raw.sqs_messages '
+            'where load_id > %s and load_id <= %s', last_checked, last_load
         ) loop
             insert into privacy.erased_messages (message_id, load_id, body_mac, erased_at, erasure)
             select landed.message_id, landed.load_id, known.body_mac, known.erased_at, known.erasure

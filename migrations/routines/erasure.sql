@@ -16,8 +16,7 @@ begin
             union all
             select landed.message_id, landed.load_id, erased.body_mac, erased.erased_at, erased.erasure
             from landed inner join privacy.erased_messages as erased
-                on masking.token(encode(sha256(convert_to(landed.body, 'UTF8')), 'hex'), (select key from privacy.tombstone_key))
-                    = erased.body_mac
+                on masking.token(masking.digest(landed.body), (select key from privacy.tombstone_key)) = erased.body_mac
             where erased.erased_at > now() - interval '28 days'
         ),
         erased_again as (
@@ -149,6 +148,17 @@ return format(
     privacy.as_json_writes('"'), '(?:\s|\\+[nrtbf]|\\+u00(?:20|09|0[aAdD]))*', privacy.as_json_writes(person)
 );
 
+-- Waits for the loads that have begun and makes others wait until this transaction ends: what lands has to see the
+-- tombstones, or a message that is redriven during an erasure would stay. On Citus, dbt's next run sees to it.
+create or replace function privacy.hold_landings() returns void
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '1min' as $$
+begin
+    if not raw.is_distributed() then
+        perform set_config('idle_in_transaction_session_timeout', '60s', true);
+        lock table only raw.sqs_messages in share row exclusive mode;
+    end if;
+end $$;
+
 -- For a privacy officer, by `make forget`. What to remove from raw, raw itself says: accepted messages by their
 -- declared user, the others as text. Only of messages that raw no longer has, dbt's table is believed. Everything that
 -- removes anything is in this one function, which puts itself on record.
@@ -163,7 +173,11 @@ create or replace function privacy.forget_user(
 language plpgsql security definer set search_path = pg_catalog, pg_temp set row_security = off as $$
 declare
     person constant text := btrim(user_id, E' \t\n\r\x0B\f');
-    theirs text[];
+    in_flight constant bigint := raw.safe_load_id();
+    loads text;
+    newly_found text[];
+    newly_not_looked_into bigint;
+    theirs text[] := '{}';
     taken_ids text[];
     taken_loads bigint[];
     still_in_raw text[];
@@ -178,15 +192,27 @@ begin
     end if;
     perform from privacy.settings for update;  -- whoever is sealing has finished
 
-    -- By EXECUTE: a plan that is kept may have the person in it, or be one that Citus cannot spread over its workers.
-    execute $query$
-        select
-            coalesce(
-                array_agg(message_id) filter (where case when reason is null then subject = $1 else body ~ $2 end), '{}'
-            ),
-            count(*) filter (where reason is not null and body ~ '^[A-Za-z0-9+/_=\s-]{24,}$')
-        from masking.base_sqs__messages
-    $query$ into theirs, not_looked_into using person, privacy.naming(person);
+    -- First what has landed, then what landed meanwhile, when nothing more can.
+    not_looked_into := 0;
+    foreach loads in array array['load_id < %s', 'load_id >= %s'] loop
+        if loads = 'load_id >= %s' then
+            perform privacy.hold_landings();
+        end if;
+        -- By EXECUTE: a plan that is kept may have the person in it, or be one that Citus cannot spread over its workers.
+        execute format(
+            $query$
+                select
+                    coalesce(
+                        array_agg(message_id) filter (where case when reason is null then subject = $1 else body ~ $2 end),
+                        '{}'
+                    ),
+                    count(*) filter (where reason is not null and body ~ '^[A-Za-z0-9+/_=\s-]{24,}$')
+                from masking.base_sqs__messages where %s
+            $query$, format(loads, in_flight)
+        ) into newly_found, newly_not_looked_into using person, privacy.naming(person);
+        theirs := theirs || newly_found;
+        not_looked_into := not_looked_into + newly_not_looked_into;
+    end loop;
 
     execute $query$
         select coalesce(array_agg(message_id), '{}'), coalesce(array_agg(load_id), '{}')
@@ -218,8 +244,8 @@ declare
     message record;
 begin
     for message in execute format(
-        'select message_id, load_id, encode(sha256(convert_to(body, ''UTF8'')), ''hex'') as digest from raw.sqs_messages '
-        'where message_id = any(%L)', message_ids
+        'select message_id, load_id, masking.digest(body) as digest from raw.sqs_messages where message_id = any(%L)',
+        message_ids
     ) loop
         insert into privacy.erased_messages (message_id, load_id, body_mac, erasure)
         select message.message_id, message.load_id, masking.token(message.digest, key), bury.erasure

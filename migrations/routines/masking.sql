@@ -14,6 +14,12 @@ create or replace function masking.token(value text, key bytea) returns text
 language sql stable parallel safe
 return encode(extensions.hmac(convert_to(value, 'UTF8'), key, 'sha256'), 'hex');
 
+-- What of a body may travel and be kept with a key: its hash, for the tombstone of an erased message.
+create or replace function masking.digest(body text) returns text
+language sql immutable parallel safe
+return encode(sha256(convert_to(body, 'UTF8')), 'hex');
+grant execute on function masking.digest(text) to pipeline_owner;
+
 -- The canonical forms that a kind of masked value can have. What has the same canonical form has the same token. Null
 -- for what is blank. They are frozen with the first key: a change would give old values new tokens.
 -- exact: as it is.
