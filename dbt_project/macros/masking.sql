@@ -41,7 +41,7 @@
 {# Whether a value stands for "none", as its kind declares: it gets a token like others, and nobody counts it. #}
 {% macro is_placeholder(field) -%}
     {%- if not field.none -%}{{ return('false') }}{%- endif -%}
-    canonical_{{ field.name }}.value in (
+    canonical.{{ field.name }} in (
         {%- for value in field.none -%}
             {{ canonical("'" ~ (value | string | replace("'", "''")) ~ "'", field.form) }} {{- ', ' if not loop.last }}
         {%- endfor -%}

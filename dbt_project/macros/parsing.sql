@@ -1,6 +1,6 @@
 {#
   SQL that takes a message apart as declared (declaration.sql). In the boundary, `messages` is raw, `parsed.event` the
-  JSON, `fields` its members on the first level, and `canonical_<field>.value` the canonical form of a masked field.
+  JSON, `fields` its members on the first level, and `canonical.<field>` the canonical form of a masked field.
 #}
 
 {# Which event type a queue's messages are of. #}
@@ -145,7 +145,7 @@
         when {{ json_type }} <> '{{ json_types.get(field.type, 'string') }}' and {{ text }} is not null
             then '{{ field.name }}_not_{{ {'version': 'text', 'timestamp': 'text'}.get(field.type, field.type) }}'
     {%- if field.required and field.type in ('text', 'version', 'timestamp') %}
-        when {{ 'canonical_' ~ field.name ~ '.value is null' if field.masked_as else is_blank(text) }} then 'missing_{{ field.name }}'
+        when {{ 'canonical.' ~ field.name ~ ' is null' if field.masked_as else is_blank(text) }} then 'missing_{{ field.name }}'
     {%- endif %}
     {%- if field.type == 'text' %}
         when length({{ text }}) > {{ field.longest }} then '{{ field.name }}_too_long'
@@ -167,7 +167,7 @@
     {%- for field in event.fields.values() if field.masked_as %}
         {%- set texts = [] -%}
         {%- for open in event.fields.values() if is_searched(open, field) -%}{%- do texts.append(field_text(open)) -%}{%- endfor %}
-        when ({{ exposes(texts, 'canonical_' ~ field.name ~ '.value', field.form) }}) and not ({{ is_placeholder(field) }})
+        when ({{ exposes(texts, 'canonical.' ~ field.name, field.form) }}) and not ({{ is_placeholder(field) }})
             then 'exposes_plain_value'
     {%- endfor %}
 {%- endmacro %}

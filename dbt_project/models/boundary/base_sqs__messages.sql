@@ -23,7 +23,7 @@ select
     -- plain
     messages.body,
     {%- for field in masked_fields %}
-    canonical_{{ field.name }}.value as {{ field.name }},
+    canonical.{{ field.name }} as {{ field.name }},
     {%- endfor %}
 
     -- open fields and tokens, of accepted messages only
@@ -32,7 +32,7 @@ select
     case when verdict.reason is null then {{ open_value(field) }} end as {{ field.name }},
     {%- endfor %}
     {%- for field in masked_fields %}
-    {{ mask('case when verdict.reason is null then canonical_' ~ field.name ~ '.value end', kind=field.masked_as) }}
+    {{ mask('case when verdict.reason is null then canonical.' ~ field.name ~ ' end', kind=field.masked_as) }}
         as masked_{{ field.name }},
     case when verdict.reason is null then {{ is_placeholder(field) }} end as {{ field.name }}_is_placeholder,
     {%- endfor %}
@@ -40,7 +40,11 @@ select
 from {{ source('raw', 'sqs_messages') }} as messages
 cross join lateral unnest(array[{{ parsed_event() }}]) as parsed (event)
 cross join lateral {{ first_level() }}
-{%- for field in masked_fields %}
-cross join lateral unnest(array[{{ canonical(text_of(field.events), field.form) }}]) as canonical_{{ field.name }} (value)
-{%- endfor %}
+{%- if masked_fields %}
+cross join lateral unnest(
+    {%- for field in masked_fields %}
+    array[{{ canonical(text_of(field.events), field.form) }}]{{ ',' if not loop.last }}
+    {%- endfor %}
+) as canonical ({{ masked_fields | map(attribute='name') | join(', ') }})
+{%- endif %}
 cross join lateral unnest(array[{{ rejection_reason() }}]) as verdict (reason)
