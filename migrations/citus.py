@@ -10,6 +10,7 @@ from psycopg2.extensions import cursor as Cursor
 from loader import postgres
 
 HAS_CITUS = "select to_regclass('pg_catalog.pg_dist_node') is not null"
+IS_SPREAD = "select exists (select from pg_dist_partition where logicalrelid = to_regclass('raw.sqs_messages'))"
 
 # The files of routines/ that workers get: what parses and masks, and what views call. No other function is there.
 ON_WORKERS = {"_closed", "analytics", "keys", "masking"}
@@ -44,7 +45,8 @@ CLOSE = """
     end $$
 """
 
-# What functions are, and who may execute them. (A rotation grants carried_over to transformer, and takes it back.)
+# What the owners' functions are, and who may execute them. (A rotation grants carried_over to transformer, and takes it
+# back. On a node that was added, dbt's own are open until its next run, and can no more than the views they are behind.)
 FUNCTIONS = """
     select
         proname, oid::regprocedure::text, proowner::regrole::text, prosecdef, proconfig::text, md5(prosrc),
@@ -54,7 +56,10 @@ FUNCTIONS = """
             where grantee <> 'transformer'::regrole or proname <> 'carried_over'
             order by 1
         )::text
-    from pg_proc where pronamespace::regnamespace::text in ('raw', 'masking', 'privacy', 'analytics', 'staging')
+    from pg_proc
+    where
+        pronamespace::regnamespace::text in ('raw', 'masking', 'privacy', 'analytics', 'staging')
+        and proowner in ('pipeline_owner'::regrole, 'masker'::regrole)
 """
 NEEDED = {"masked", "carried_over", "key_version", "token", "parse_json"}
 
@@ -79,12 +84,13 @@ class CannotDistribute(Exception):
 
 
 def prepare() -> None:
-    """Before the first migration: makes on the workers what the migrations rest on."""
+    """Makes on the workers what the migrations rest on. Once: a node that is added later is told by Citus."""
     with closing(postgres.connect("migrations")) as coordinator, coordinator.cursor() as cursor:
         coordinator.autocommit = True
         cursor.execute(HAS_CITUS)
         if cursor.fetchone() == (True,):
-            for statement in FIRST:
+            cursor.execute(IS_SPREAD)
+            for statement in FIRST if cursor.fetchone() == (False,) else ():
                 cursor.execute(statement)
 
 

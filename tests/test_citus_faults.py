@@ -194,12 +194,20 @@ def test_readers_of_a_full_refresh_wait_for_nothing_and_a_purge_removes_what_is_
     assert query(database, LOGINS) == before
 
 
+OPEN_TO_ALL = """
+select oid::regprocedure from pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner)))
+where pronamespace::regnamespace::text in ('raw', 'masking', 'privacy', 'staging', 'analytics') and grantee = 0
+"""
+
+
 def test_a_node_is_added_and_takes_its_share(database):
     land(database, map(login, range(40)))
     dbt(database, "run")
     before = query(database, LOGINS)
     with ExitStack() as stack:
         added = temporary_node(stack, database.stack, database.name)
+        with administration(added) as cursor:  # Citus tells the node what roles may do in each of the server's databases
+            cursor.execute("create database logins")
         as_superuser(database, "select citus_add_node('::1', %s)", port(added))
         assert run_migrations(database.env("migrator")).returncode == 0
         rebalance(database)
@@ -215,9 +223,11 @@ def test_a_node_is_added_and_takes_its_share(database):
         after = query(database, LOGINS)
         assert [row for row in after if row[3].startswith("m")] == before
         assert {row[1] for row in after} == {row[1] for row in before}
+        there = Database(added, database.name)
+        assert as_superuser(there, OPEN_TO_ALL) == []
         for statement in ("table masking.keys", "select masking.masked('ip', '192.0.2.1', 1)"):
             with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-                as_transformer(Database(added, database.name), statement)
+                as_transformer(there, statement)
 
 
 def rebalance(database: Database) -> None:
