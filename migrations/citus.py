@@ -46,7 +46,7 @@ CLOSE = """
 """
 
 # What the owners' functions are, and who may execute them. (A rotation grants carried_over to transformer, and takes it
-# back. On a node that was added, dbt's own are open until its next run, and can no more than the views they are behind.)
+# back. On a node that was added, dbt's own are open until its next run, and can no more than the views before them.)
 FUNCTIONS = """
     select
         proname, oid::regprocedure::text, proowner::regrole::text, prosecdef, proconfig::text, md5(prosrc),

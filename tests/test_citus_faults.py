@@ -206,7 +206,7 @@ def test_a_node_is_added_and_takes_its_share(database):
     before = query(database, LOGINS)
     with ExitStack() as stack:
         added = temporary_node(stack, database.stack, database.name)
-        with administration(added) as cursor:  # Citus tells the node what roles may do in each of the server's databases
+        with administration(added) as cursor:  # Citus tells the node what roles may do in each database
             cursor.execute("create database logins")
         as_superuser(database, "select citus_add_node('::1', %s)", port(added))
         assert run_migrations(database.env("migrator")).returncode == 0
