@@ -30,7 +30,8 @@ HAS_LANDED = """
 @click.option(
     "--give-up-after", default=600.0, type=click.FloatRange(0), help="Seconds for which dbt may keep failing."
 )
-def main(every: float, test_every: float, give_up_after: float) -> None:
+@click.option("--target", help="Target of profiles.yml; without it, dbt's default.")
+def main(every: float, test_every: float, give_up_after: float, target: str | None) -> None:
     """Run dbt whenever messages have landed, and its tests from time to time, until SIGTERM or Ctrl-C.
 
     PG* name the database and the login, which is transformer's. A run that fails is tried again; dbt says on stdout why
@@ -39,7 +40,7 @@ def main(every: float, test_every: float, give_up_after: float) -> None:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: stopping.set())
-    dbt = Dbt()
+    dbt = Dbt(target)
     tested, failing_since = time.monotonic(), None
     is_built = False
     while not stopping.is_set():
@@ -74,7 +75,9 @@ def has_landed(is_built: bool) -> bool:
 class Dbt:
     """dbt in this process, with the project parsed once."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: str | None) -> None:
+        self.options = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)]
+        self.options += ["--target", target] if target else []
         self.runner = dbtRunner()
         parsed = self.call("parse")
         if not parsed.success:
@@ -86,7 +89,7 @@ class Dbt:
         return self.call(command).success
 
     def call(self, command: str):
-        return self.runner.invoke(["--quiet", command, "--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)])
+        return self.runner.invoke(["--quiet", command, *self.options])
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def test_a_run_that_failed_is_retried_from_where_it_failed(built, tmp_path):
 
 def test_dbt_that_follows_publishes_what_lands_and_ends_when_told(database):
     dbt(database, "run")
-    program = [sys.executable, DBT_PROJECT / "follow.py", "--every", "0.2"]
+    program = [sys.executable, DBT_PROJECT / "follow.py", "--every", "0.2", "--target", "test"]
     follower = subprocess.Popen(
         program, cwd=ROOT, env=database.env("transformer_user"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -197,7 +197,7 @@ def test_the_template_has_the_policy_of_the_file():
 def commands():
     for service in documents(ROOT / "docker-compose.yml")[0]["services"].items():
         yield service[0], service[1].get("command", [])
-    for file in ("loader", "migrate", "scheduled"):
+    for file in ("loader", "migrate", "scheduled", "follow/dbt"):
         for document in documents(DEPLOY / "kubernetes" / f"{file}.yaml"):
             template = document["spec"].get("jobTemplate", document)["spec"].get("template", {})
             for container in template.get("spec", {}).get("containers", []):
@@ -331,12 +331,28 @@ def test_the_bootstrap_task_sets_the_password_of_every_login_that_has_a_secret()
     assert set(passwords.values()) <= set(re.findall(r"\\getenv \w+ (\w+)", (DEPLOY / "bootstrap.sql").read_text()))
 
 
+def test_dbt_that_follows_takes_the_place_of_its_build_by_the_clock(tmp_path):
+    if not shutil.which("kubectl"):
+        pytest.skip("there is no kubectl here")
+    shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes")
+    main = tmp_path / "kubernetes" / "kustomization.yaml"
+    (line,) = re.findall(r"^# +(components: .*)$", (main.parent / "follow" / "kustomization.yaml").read_text(), re.M)
+    main.write_text(f"{main.read_text()}\n{line}\n")
+    built = subprocess.run(["kubectl", "kustomize", main.parent], capture_output=True, text=True, check=True).stdout
+    made = {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(built)}
+    assert ("CronJob", "dbt-build") not in made
+    (usual,) = made["CronJob", "dbt-freshness"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    (container,) = made["Deployment", "dbt-follow"]["spec"]["template"]["spec"]["containers"]
+    same = ("image", "envFrom", "securityContext", "volumeMounts")
+    assert [container[key] for key in same] == [usual[key] for key in same]
+
+
 # A release: the migration has run before a new loader starts.
 
 
 def test_kubernetes_applies_everything_but_the_programs_first():
     first, second = [], []
-    for name in ("access", "secrets", "migrate", "loader", "scheduled"):
+    for name in ("access", "secrets", "migrate", "loader", "scheduled", "follow/dbt"):
         for document in documents(DEPLOY / "kubernetes" / f"{name}.yaml"):
             labels = document["metadata"].get("labels", {})
             is_program = labels.get("app.kubernetes.io/component") == "program"

@@ -47,9 +47,15 @@ def test_every_command_of_a_unit_exists_with_its_options(unit):
 def test_every_timer_starts_a_service():
     timers = {unit.stem for unit in UNITS if unit.suffix == ".timer"}
     services = {unit.stem for unit in UNITS if unit.suffix == ".service"}
-    assert timers == services - {"masked-logins-loader"}  # which runs all the time
+    assert timers == services - {"masked-logins-loader", "masked-logins-dbt-follow"}  # which run all the time
     enabled = re.search(r"systemctl enable --now (.*)", (FOLDER / "masked-logins-loader.service").read_text())[1]
     assert set(enabled.split()) == {f"{each}.timer" for each in timers} | {"masked-logins-loader.service"}
+
+
+def test_dbt_runs_by_the_clock_or_all_the_time_and_not_both():
+    follow = (FOLDER / "masked-logins-dbt-follow.service").read_text()
+    assert "\nConflicts=masked-logins-dbt.timer\n" in follow
+    assert "systemctl disable --now masked-logins-dbt.timer && systemctl enable --now masked-logins-dbt-follow" in follow
 
 
 def jobs() -> list[str]:
