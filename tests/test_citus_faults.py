@@ -97,7 +97,8 @@ def test_crashes_of_workers_and_coordinator_lose_and_double_nothing(database):
         with administration(node) as cursor:
             cursor.execute("checkpoint")
     client = queues.client(cluster.environment("loader_user"))
-    url = client.create_queue(QueueName="login-queue", Attributes={"VisibilityTimeout": "20"})["QueueUrl"]
+    url = queues.ensure_queue(client, "login-queue")
+    client.set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": "20"})
     landed = "select coalesce(sum(landed), 0) from raw.loads"
     sent = 1600
     with loaders(database, 3, url), dbt_in_a_loop(database):
