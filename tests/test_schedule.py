@@ -55,7 +55,7 @@ def test_every_timer_starts_a_service():
 def test_dbt_runs_by_the_clock_or_all_the_time_and_not_both():
     follow = (FOLDER / "masked-logins-dbt-follow.service").read_text()
     assert "\nConflicts=masked-logins-dbt.timer\n" in follow
-    assert "systemctl disable --now masked-logins-dbt.timer && systemctl enable --now masked-logins-dbt-follow" in follow
+    assert "disable --now masked-logins-dbt.timer && systemctl enable --now masked-logins-dbt-follow.service" in follow
 
 
 def jobs() -> list[str]:
