@@ -34,7 +34,7 @@ install: .venv/installed  ## create or update .venv
 	@$(call pip_install,requirements-dev.txt)
 	@touch $@
 
-demo: install  ## run generated logins through the whole pipeline, on local servers; run it again to add more
+demo: install  ## run generated logins through the whole pipeline, after six weeks of history; run it again to add more
 	@$(LOCAL) demo
 
 test: install  ## run every test, on servers of its own (ARGS='-k name' for some)

@@ -1,10 +1,10 @@
-"""Runs generated logins through the whole pipeline, and shows the result on one screen."""
+"""Runs generated logins through the whole pipeline, after weeks of history, and shows the result on one screen."""
 
 import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import click
 import psycopg2
 
 from loader.text import visible
-from local.events import generate
+from local.events import Event, generate
+from local.history import DAYS, PREFIX, people
 from local.processes import StackError
 from local.queues import client, ensure_queue, send
 from local.stack import Stack
@@ -27,31 +28,48 @@ LOGINS = """
     from analytics.user_logins order by load_id desc, message_id limit 5
 """
 SHARED_DEVICES = """
-    select left(masked_device_id, 12) || '…', count(distinct user_id) as users, count(*), count(distinct masked_ip)
-    from analytics.user_logins group by masked_device_id having count(distinct user_id) > 1
-    order by users desc, count(*) desc, 1 limit 5
+    select left(masked_device_id, 12) || '…', users, logins, first_seen_on, last_seen_on
+    from analytics.shared_devices order by users desc, logins desc, 1 limit 5
 """
 LEDGER = """
     select count(*), coalesce(sum(received), 0), coalesce(sum(landed), 0), coalesce(sum(duplicates), 0),
         (select count(*) from privacy.erased_messages)
     from raw.loads
 """
+HISTORY = f"""
+    select count(*) filter (where message_id like '{PREFIX}%'), count(*) from raw.sqs_messages
+"""
 
 
 def run(stack: Stack, queue: str, count: int) -> None:
     """Every step as the login whose step it is; run again, it adds messages that were not there before."""
     stack.up()
-    _step("Migrating the database", [sys.executable, "-m", "migrations"], stack.program("migrator"))
+    # Meanwhile, since it takes seconds and needs no database.
+    with subprocess.Popen(
+        [DBT, "--quiet", "parse"],
+        cwd=ROOT / "dbt_project",
+        env=stack.program("transformer_user"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ):
+        _step("Migrating the database", [sys.executable, "-m", "migrations"], stack.program("migrator"))
+        loader = stack.program("loader_user")
+        [(history, in_raw)] = _query(stack, "transformer_user", HISTORY)
+        if not in_raw:
+            _step("Landing a history, without a queue", [sys.executable, "-m", "local.history", queue], loader)
 
-    [(_, _, landed, _, _)] = _query(stack, "transformer_user", LEDGER)
-    seed = landed // count + 1
-    sqs = client(stack.environment("loader_user"))
-    sent = send(sqs, ensure_queue(sqs, queue), (event.body for event in generate(count, seed)))
-    click.echo(f"Sent {sent:,} generated messages to {queue} (seed {seed}).", err=True)
+        seed = (in_raw - history) // count + 1
+        sent = send(client(loader), ensure_queue(client(loader), queue), (event.body for event in today(count, seed)))
+        click.echo(f"Sent {sent:,} generated messages to {queue} (seed {seed}).", err=True)
+        _step("Loading", [sys.executable, "-m", "loader", "load", "--queue-name", queue], loader)
 
-    _step("Loading", [sys.executable, "-m", "loader", "load", "--queue-name", queue], stack.program("loader_user"))
     _step("Building and testing", [DBT, "--no-use-colors", "build"], stack.program("transformer_user"), "dbt_project")
     _screen(stack, f"{sent:,} messages sent to {queue} just now, seed {seed}")
+
+
+def today(count: int, seed: int) -> Iterator[Event]:
+    """What is sent to the queue: logins of the accounts of the history, and every kind of message that is rejected."""
+    return generate(count, seed, people())
 
 
 def _step(what: str, command: list[str], environment: dict[str, str], folder: str = "") -> None:
@@ -69,6 +87,7 @@ def _step(what: str, command: list[str], environment: dict[str, str], folder: st
 
 def _screen(stack: Stack, went_in: str) -> None:
     [(loads, received, landed, duplicates, erased)] = _query(stack, "transformer_user", LEDGER)
+    [(history, _)] = _query(stack, "transformer_user", HISTORY)
     [(accepted,)] = _query(stack, "analyst_user", "select count(*) from analytics.user_logins")
     reasons = _query(
         stack, "analyst_user", "select reason, count(*) from analytics.rejected_messages group by 1 order by 2 desc, 1"
@@ -80,6 +99,7 @@ def _screen(stack: Stack, went_in: str) -> None:
 Sent       {went_in}
 Received   {received:>7,}   in {loads:,} loads since the database was created
 Landed     {landed:>7,}   in raw.sqs_messages, unmasked, access restricted; {duplicates:,} duplicates
+History    {history:>7,}   of these: made up for the {DAYS} days before, landed by the loader's code without a queue
 Accepted   {accepted:>7,}   in analytics.user_logins, masked
 Rejected   {rejected:>7,}   in analytics.rejected_messages, with a reason and no value
 Erased     {erased:>7,}   at a person's request (`make forget`)
@@ -93,7 +113,7 @@ The latest logins, as analyst_user sees them (tokens have 64 digits)
 {_table(_query(stack, "analyst_user", LOGINS), "date user_id device masked_ip masked_device_id locale version")}
 
 Devices that several users share
-{_table(_query(stack, "analyst_user", SHARED_DEVICES), "masked_device_id users logins addresses")}
+{_table(_query(stack, "analyst_user", SHARED_DEVICES), "masked_device_id users logins first last")}
 
 Look for yourself; `make down` stops the servers.
     eval "$(make -s env AS=analyst_user)"

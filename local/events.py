@@ -25,15 +25,18 @@ class Event:
     reason: str | None  # why it must be rejected; None when it must be accepted
 
 
-def generate(count: int, seed: int) -> Iterator[Event]:
-    """So many messages: mostly logins of people who share devices and addresses, some of them sent twice."""
+def generate(count: int, seed: int, people: list[Login] | None = None) -> Iterator[Event]:
+    """So many messages: mostly logins, some of them sent twice.
+
+    `people` is what each user sends; where it names no version, any. Without it, people are made up who share things.
+    """
     rng = random.Random(seed)
-    people = _people(rng, max(count // 3, 5))
+    people = people or _people(rng, max(count // 3, 5))
     reasons = itertools.cycle(REJECTED)
     sent_again = None
     for number in range(1, count + 1):
         if number % REJECTED_EVERY == 0:
-            yield _rejected(rng, next(reasons), _login(rng, people))
+            yield rejected(rng, next(reasons), _login(rng, people))
         elif sent_again:
             yield sent_again
             sent_again = None
@@ -52,15 +55,15 @@ def _people(rng: random.Random, how_many: int) -> list[Login]:
             {
                 "user_id": str(UUID(int=rng.getrandbits(128))),
                 "device_type": rng.choice(("android", "ios")),
-                "ip": other["ip"] if other and rng.random() < 0.25 else _address(rng),
-                "device_id": other["device_id"] if other and rng.random() < 0.25 else _device(rng),
+                "ip": other["ip"] if other and rng.random() < 0.25 else address(rng),
+                "device_id": other["device_id"] if other and rng.random() < 0.25 else device(rng),
                 "locale": None if rng.random() < 0.3 else rng.choice(LOCALES),
             }
         )
     return people
 
 
-def _address(rng: random.Random) -> str:
+def address(rng: random.Random) -> str:
     kind = rng.random()
     if kind < 0.05:
         return rng.choice(ODD_ADDRESSES)
@@ -69,7 +72,7 @@ def _address(rng: random.Random) -> str:
     return str(ipaddress.IPv4Address(rng.getrandbits(32)))
 
 
-def _device(rng: random.Random) -> str:
+def device(rng: random.Random) -> str:
     if rng.random() < 0.2:
         return f"{rng.getrandbits(64):016x}"
     return f"{rng.randrange(1000):03}-{rng.randrange(100):02}-{rng.randrange(10000):04}"
@@ -80,9 +83,9 @@ def _login(rng: random.Random, people: list[Login]) -> Login:
     person = rng.choice(people)
     login = {
         "user_id": person["user_id"],
-        "app_version": rng.choice(VERSIONS),
+        "app_version": person.get("app_version") or rng.choice(VERSIONS),
         "device_type": person["device_type"],
-        "ip": _spelled(rng, person["ip"]),
+        "ip": spelled(rng, person["ip"]),
         "locale": person["locale"],
         "device_id": person["device_id"] if rng.random() < 0.9 else f" {person['device_id'].upper()} ",
     }
@@ -93,7 +96,7 @@ def _login(rng: random.Random, people: list[Login]) -> Login:
     return login
 
 
-def _spelled(rng: random.Random, ip: str) -> str:
+def spelled(rng: random.Random, ip: str) -> str:
     """An address in one of its spellings, which are all the same address."""
     try:
         address = ipaddress.ip_address(ip)
@@ -136,6 +139,6 @@ REJECTED: dict[str, list[Callable[[Login], Any]]] = {
 }
 
 
-def _rejected(rng: random.Random, reason: str, login: Login) -> Event:
+def rejected(rng: random.Random, reason: str, login: Login) -> Event:
     spoiled = rng.choice(REJECTED[reason])(login)
     return Event(spoiled if isinstance(spoiled, str) else json.dumps(spoiled, ensure_ascii=False), reason)

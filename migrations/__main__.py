@@ -215,6 +215,8 @@ def drop_left_over(cursor) -> bool:
 def deploy_boundary() -> None:
     dbt = [Path(sys.executable).with_name("dbt"), "--quiet", "run", "--target", "boundary", "--select", "tag:boundary"]
     dbt += ["--project-dir", DBT_PROJECT, "--profiles-dir", DBT_PROJECT]
+    # A folder of its own: dbt parses the whole project again where it finds what another target has parsed.
+    dbt += ["--target-path", Path(os.environ.get("DBT_TARGET_PATH") or DBT_PROJECT / "target") / "boundary"]
     if subprocess.run(dbt).returncode:
         fail(5, "The boundary could not be deployed; dbt's reason is above.")
 

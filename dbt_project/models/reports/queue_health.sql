@@ -208,16 +208,26 @@ newest_loads as (
 
 ),
 
+newest_sent as (
+
+    select
+        messages.load_id,
+        min(messages.sent_at) as first_sent_at
+    from {{ source('raw', 'sqs_messages') }} as messages
+    inner join newest_loads on messages.load_id = newest_loads.load_id
+    group by messages.load_id
+
+),
+
 newest as (
 
     select
         newest_loads.queue,
         ledger.loaded_at as newest_load_at,
-        max(ledger.loaded_at - messages.sent_at) as sent_to_landed
+        ledger.loaded_at - newest_sent.first_sent_at as sent_to_landed
     from newest_loads
     inner join ledger on newest_loads.load_id = ledger.load_id
-    left join {{ source('raw', 'sqs_messages') }} as messages on newest_loads.load_id = messages.load_id
-    group by newest_loads.queue, ledger.loaded_at
+    left join newest_sent on newest_loads.load_id = newest_sent.load_id
 
 ),
 
