@@ -86,7 +86,7 @@ docs: install  ## write the documentation of every table and column, as one HTML
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet docs generate --static $(PROJECT)
 	@echo dbt_project/target/static_index.html
 
-report: install  ## write the report for analysts, as one HTML file
+report: install  ## write the report for analysts, as HTML pages that work from disk
 	@$(LOCAL) run --as analyst_user -- $(BIN)/python -m report $(ARGS)
 
 status: install  ## show the state of the pipeline and what needs attention (ARGS='--json' for machines)

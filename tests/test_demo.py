@@ -134,7 +134,7 @@ def test_what_the_readme_says_to_type_works(shell, screens):
         pytest.param("make load", "received 0: landed 0", id="load"),
         pytest.param("make status", "All is well.", id="status"),
         pytest.param("make doctor", "masking.keys is not empty", id="doctor"),
-        pytest.param("make report ARGS=\"--output '$LOCAL_STATE/report.html'\"", "report.html", id="report"),
+        pytest.param("make report ARGS=\"--output '$LOCAL_STATE/report'\"", "report/index.html", id="report"),
         pytest.param('eval "$(make -s env AS=transformer_user)"; cd dbt_project && dbt --version', "1.11", id="dbt"),
         pytest.param('eval "$(make -s env AS=loader_user)"; python -m loader load', "received 0", id="loader"),
     ],
