@@ -72,7 +72,7 @@ def overview(totals: Any, charts_of: dict[str, list], hours: list, **parts: Any)
     days = charts.days_until(totals.last_day, totals.first_day, LIMITS["days"]) if totals.logins else []
     series = {title: charts.by_kind(rows, days) for title, rows in charts_of.items()}
     drawn = {title: charts.bars(days, kinds) for title, kinds in series.items()} if days else {}
-    return parts | {"totals": totals, "days": days, "series": series, "drawn": drawn, "week": charts.week(hours)}
+    return parts | {"totals": totals, "days": days, "series": series, "drawn": drawn, "hours": charts.week(hours)}
 
 
 def details(subject: Subject, found: dict[str, Any]) -> dict[str, Any]:

@@ -131,14 +131,8 @@ def timeline(parts: dict[str, list], days: list[date], most: int = 20) -> dict[s
 
 
 def week(rows: list) -> dict[tuple[int, int], dict[str, Any]]:
-    """Logins by weekday (1 is Monday) and hour, each with its share of the most."""
+    """Logins by weekday (1 is Monday) and hour, each with its share of the most; nothing when there are none."""
     numbers = {(row.weekday, row.hour): row.number for row in rows}
-    most = max(numbers.values(), default=1)
-    return {
-        (weekday, hour): {
-            "number": numbers.get((weekday, hour), 0),
-            "share": numbers.get((weekday, hour), 0) / most,
-        }
-        for weekday in range(1, 8)
-        for hour in range(24)
-    }
+    most = max(numbers.values(), default=0)
+    each_hour = [(weekday, hour) for weekday in range(1, 8) for hour in range(24)] if most else []
+    return {at: {"number": numbers.get(at, 0), "share": numbers.get(at, 0) / most} for at in each_hour}

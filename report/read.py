@@ -56,10 +56,18 @@ REJECTED = BY_DAY.format(
     rows="select reason, (sent_at at time zone 'utc')::date as create_date from analytics.rejected_messages",
     number="1",
 )
+NEW_USERS = """
+    select 'new users' as kind, first_seen_at::date as create_date, count(*) as number
+    from (select first_seen_at at time zone 'utc' as first_seen_at from analytics.users) as users
+    where first_seen_at >= %(last_day)s::date - %(days)s + 1 group by 2
+"""
+# Whole weeks of whole days: the last day may not be over.
 HOURS = """
     select extract(isodow from hour at time zone 'utc')::integer as weekday,
         extract(hour from hour at time zone 'utc')::integer as hour, sum(logins)::bigint as number
-    from analytics.hourly_logins where hour >= (%(last_day)s::date - 27)::timestamp at time zone 'utc'
+    from analytics.hourly_logins
+    where hour >= (%(last_day)s::date - 28)::timestamp at time zone 'utc'
+        and hour < %(last_day)s::date::timestamp at time zone 'utc'
     group by 1, 2
 """
 LOCALES = """
@@ -180,6 +188,7 @@ def read() -> dict[str, Any]:
                 "health": health,
                 "charts_of": {
                     "Logins per day": rows(LOGINS, **days),
+                    "New users per day": rows(NEW_USERS, **days),
                     "By type of device": rows(DEVICE_TYPES, **days),
                     "By app version": rows(VERSIONS, **days),
                     "Rejected per day, by reason": rows(REJECTED, **days),
