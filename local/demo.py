@@ -21,6 +21,7 @@ from local.stack import Stack
 ROOT = Path(__file__).parents[1]
 DBT = str(Path(sys.executable).with_name("dbt"))
 
+LOOK = "select left(masked_device_id, 8) as device, users, logins from analytics.shared_devices limit 5"
 REFUSED = "select body from raw.sqs_messages"
 LOGINS = """
     select create_date, user_id, device_type, left(masked_ip, 12) || '…', left(masked_device_id, 12) || '…',
@@ -117,7 +118,7 @@ Devices that several users share
 
 Look for yourself; `make down` stops the servers.
     eval "$(make -s env AS=analyst_user)"
-    psql -c 'select * from analytics.user_logins limit 5'
+    psql -c '{LOOK}'
     psql -c '{REFUSED}'
     ERROR:  {_refusal(stack)}""")
     if not adds_up:

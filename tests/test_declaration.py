@@ -277,6 +277,16 @@ WRONG = {
     ),
     "one-place": ("locale: {type", "locale: {path: user_id, type", "user_id and locale are read from the same place"),
     "envelope": ("envelope: none", "envelope: xml", "envelope: xml is not one of none, sns, eventbridge"),
+    "users-of-an-address": (
+        "users_that_an_ip_connects: 5",
+        "users_that_an_ip_connects: many",
+        "users_that_an_ip_connects: many is not a number of users",
+    ),
+    "users-of-an-address-below-zero": (
+        "users_that_an_ip_connects: 5",
+        "users_that_an_ip_connects: -1",
+        "users_that_an_ip_connects: -1 is not a number of users",
+    ),
     "precision": ("shown_to_the: second", "shown_to_the: week", "shown_to_the: week is not one of second, minute"),
 }
 

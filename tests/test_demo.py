@@ -111,6 +111,7 @@ def test_what_the_screen_says_to_type_works(shell, screens):
     assert len(lines) == 3
     said = typed(shell, *lines)
     assert "(5 rows)" in said.stdout
+    assert max(map(len, said.stdout.splitlines())) <= 80
     assert said.stderr.startswith("ERROR:  permission denied for schema raw\n")
 
 
@@ -118,8 +119,11 @@ def test_what_the_screen_says_to_type_works(shell, screens):
 def test_what_the_readme_says_to_type_works(shell, screens):
     shown = [block.splitlines() for block in blocks(ROOT / "README.md")]
     analyst, transformer = [lines for lines in shown if lines[0].startswith("    eval")]
-    said = typed(shell, *analyst)
+    *psql, make = analyst
+    said = typed(shell, *psql)
     assert "(5 rows)" in said.stdout
+    assert max(map(len, said.stdout.splitlines())) <= 80
+    assert make.split()[:2] == ["make", "report"]  # test_what_people_type_next_works, into a folder of its own
     assert said.stderr.startswith("ERROR:  permission denied for schema raw\n")
 
     said = typed(shell, *transformer)
