@@ -71,7 +71,8 @@ class Browser:
         theirs, self.to = os.pipe()
         self.answers, theirs_too = os.pipe()
         pipes = f'exec "$@" 3<&{theirs} 4>&{theirs_too}'  # where Chromium looks for them
-        command = [CHROMIUM, *OPTIONS, f"--user-data-dir={self.profile.name}", "--remote-debugging-pipe", "--hide-scrollbars"]
+        command = [CHROMIUM, *OPTIONS, f"--user-data-dir={self.profile.name}"]
+        command += ["--remote-debugging-pipe", "--hide-scrollbars"]
         self.process = subprocess.Popen(
             ["bash", "-c", pipes, "bash", *command], pass_fds=(theirs, theirs_too), stderr=subprocess.DEVNULL
         )
