@@ -95,7 +95,7 @@ DEVICES = """
 """
 ADDRESSES = """
     with
-    used as (
+    used as materialized (
         select masked_ip, count(distinct case when device_id_is_placeholder then user_id else masked_device_id end)
             as devices
         from analytics.user_logins where ip_is_placeholder is not true group by masked_ip
@@ -107,12 +107,14 @@ ADDRESSES = """
 """
 MEMBERS = "select distinct cluster_id, user_id from analytics.account_links where cluster_id = any(%(keys)s)"
 
-# What a page shows of the logins that its subject is about.
+# What a page shows of the logins that its subject is about. Materialized: on Citus the rest is done on the coordinator,
+# and some of it can only be done there.
 WHERE = {
     "cluster": "user_id = any(%(members)s)",
     "device": "masked_device_id = %(key)s",
     "address": "masked_ip = %(key)s",
 }
+LOGINS_OF = "with logins as materialized (select * from analytics.user_logins where {where})"
 USERS = """
     select
         user_id, count(*) as logins, min(logged_in_at) as first_seen_at, max(logged_in_at) as last_seen_at,
@@ -123,33 +125,31 @@ USERS = """
             from unnest(array_agg(distinct app_version)) as version order by version
         ) as versions,
         count(*) over () as found
-    from analytics.user_logins where {where} group by user_id order by logins desc, user_id limit %(rows)s
+    from logins group by user_id order by logins desc, user_id limit %(rows)s
 """
 TOKENS = """
-    with
-    tokens as (
-        select 'device' as kind, masked_device_id as token, device_id_is_placeholder as is_placeholder, user_id,
-            logged_in_at
-        from analytics.user_logins where {where}
-        union all
-        select 'address', masked_ip, ip_is_placeholder, user_id, logged_in_at
-        from analytics.user_logins where {where}
-    )
     select kind, token, is_placeholder, count(distinct user_id) as users, count(*) as logins,
         min(logged_in_at) as first_seen_at, max(logged_in_at) as last_seen_at, count(*) over () as found
-    from tokens group by 1, 2, 3 order by users desc, logins desc, token limit %(rows)s
+    from logins
+    cross join lateral (
+        values
+        ('device', masked_device_id, device_id_is_placeholder),
+        ('address', masked_ip, ip_is_placeholder)
+    ) as tokens (kind, token, is_placeholder)
+    group by 1, 2, 3 order by users desc, logins desc, token limit %(rows)s
 """
 EDGES = """
     select user_id, masked_device_id, masked_ip, count(*) as logins
-    from analytics.user_logins where {where} and user_id = any(%(shown)s) group by 1, 2, 3
+    from logins where user_id = any(%(shown)s) group by 1, 2, 3 order by 1, 2, 3
 """
 DAYS = """
-    select user_id, create_date, count(*) as logins from analytics.user_logins
-    where {where} and user_id = any(%(shown)s) and create_date > %(last_day)s::date - %(days)s group by 1, 2
+    select user_id, create_date, count(*) as logins
+    from logins where user_id = any(%(shown)s) and create_date > %(last_day)s::date - %(days)s group by 1, 2
+    order by 1, 2
 """
 BY_HOUR = """
     select extract(hour from logged_in_at at time zone 'utc')::integer as hour, count(*) as number
-    from analytics.user_logins where {where} group by 1
+    from logins group by 1
 """
 
 
@@ -212,14 +212,9 @@ def subjects(rows: Any, days: dict[str, Any]) -> list[Subject]:
     for each in found:
         each.members = members[each.key]
         about = days | {"key": each.key, "members": each.members}
-        where = WHERE[each.kind]
-        users = rows(USERS.format(where=where), **about)
+        logins = LOGINS_OF.format(where=WHERE[each.kind])
+        users = rows(logins + USERS, **about)
         about["shown"] = [user.user_id for user in users]
-        each.parts = {
-            "users": users,
-            "tokens": rows(TOKENS.format(where=where), **about),
-            "edges": rows(EDGES.format(where=where), **about),
-            "days": rows(DAYS.format(where=where), **about),
-            "hours": rows(BY_HOUR.format(where=where), **about),
-        }
+        others = {"tokens": TOKENS, "edges": EDGES, "days": DAYS, "hours": BY_HOUR}
+        each.parts = {"users": users} | {name: rows(logins + sql, **about) for name, sql in others.items()}
     return found
