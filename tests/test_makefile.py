@@ -79,7 +79,7 @@ def test_stopping_what_never_ran_installs_nothing(fresh, target):
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "deploy/requirements-lint.txt")
 # A package with its version, perhaps a condition, and the hashes of its files.
 PINNED = re.compile(
-    r"([a-z0-9.-]+)(?:\[[a-z,]+\])?==([\w.]+)(?: ; [^\\]+)?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)(?:\n    # .*)?\n"
+    r"([a-z0-9.-]+)(?:\[[a-z,-]+\])?==([\w.]+)(?: ; [^\\]+)?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)(?:\n    # .*)?\n"
 )
 
 
