@@ -15,15 +15,16 @@ from tests.conftest import Database, migrate, temporary_stack
 
 def compare(messages: int, new: int, rounds: int) -> None:
     """Prints loading, the first build of so many messages, and increments on top of them."""
-    settings = {"citus.shard_count": "32", "log_statement": "none"}
+    settings = {"log_statement": "none"}
     with temporary_stack(postgres_bin=BIN) as server, temporary_cluster(settings) as coordinator:
         migrate(Database(server, DATABASE))
         benches = {
             "one PostgreSQL": Bench(server, DATABASE),
             "Citus: a coordinator, two workers": Bench(coordinator, DATABASE),
         }
-        load = {name: lambda bench=bench: through_the_loader(bench, 3_000) for name, bench in benches.items()}
-        show("Landing 3,000 messages, 500 at a time", interleaved(rounds, load), 3_000)
+        for flush in (500, 5_000):
+            load = {name: lambda bench=bench: through_the_loader(bench, 10_000, flush) for name, bench in benches.items()}
+            show(f"Landing 10,000 messages, {flush:,} at a time", interleaved(rounds, load), 10_000)
         for bench in benches.values():
             bench.land(messages)
         show(f"First build of {messages:,} messages", interleaved(1, models(benches)), messages)
@@ -44,13 +45,13 @@ def increments(benches: dict[str, Bench], new: int) -> dict[str, Callable[[], Co
     return {name: lambda bench=bench: increment(bench) for name, bench in benches.items()}
 
 
-def through_the_loader(bench: Bench, messages: int) -> Cost:
+def through_the_loader(bench: Bench, messages: int, flush: int) -> Cost:
     """As a loader lands them, without SQS."""
     landing, run = Landing(), time.monotonic_ns()
     body = '{"user_id": "u", "app_version": "1.2", "device_type": "ios", "ip": "192.0.2.1", "device_id": "d"}'
     batches = [
-        [Message.of({"MessageId": f"{run}-{start + n}", "ReceiptHandle": "r", "Body": body}) for n in range(500)]
-        for start in range(0, messages, 500)
+        [Message.of({"MessageId": f"{run}-{start + n}", "ReceiptHandle": "r", "Body": body}) for n in range(flush)]
+        for start in range(0, messages, flush)
     ]
     with mock.patch.dict(os.environ, bench.stack.program("loader_user", bench.name)):
         landing.open()

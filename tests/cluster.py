@@ -22,7 +22,6 @@ SETTINGS = {
     "listen_addresses": "127.0.0.1,::1",
     "max_connections": "300",
     "log_statement": "all",
-    "citus.shard_count": "8",  # 32 show nothing else, and take longer
 }
 
 

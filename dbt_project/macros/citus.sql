@@ -36,6 +36,7 @@
         do $$
         begin
             if not exists (select from pg_dist_partition where logicalrelid = '{{ this }}'::regclass) then
+                perform raw.choose_shard_count();
                 perform create_distributed_table('{{ this }}', 'message_id', colocate_with => coalesce(
                     (
                         select min(logicalrelid::regclass::text) from pg_dist_partition

@@ -21,6 +21,20 @@ begin
 end $$;
 grant execute on function raw.is_distributed() to transformer, masker;
 
+-- Four shards for each worker, unless the server is told otherwise: so many times as many workers can take a share later,
+-- and each load has a statement for each shard (Citus' own 32 took ten times as long; `make bench-dbt`).
+create or replace function raw.choose_shard_count() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if (select source from pg_settings where name = 'citus.shard_count') = 'default' then
+        execute $query$
+            select set_config('citus.shard_count', (4 * count(*))::text, true)
+            from pg_dist_node where noderole = 'primary' and shouldhaveshards
+        $query$;
+    end if;
+end $$;
+grant execute on function raw.choose_shard_count() to transformer;
+
 -- A table may be distributed with rows in it; the local ones are then hidden and have to be removed. Raw is not
 -- colocated with dbt's tables: in one transaction, what one role has changed can be read by no other, nor what is
 -- colocated with it.
@@ -29,6 +43,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     drop trigger erase_again on raw.sqs_messages;
     drop trigger refuse_other_loads on raw.sqs_messages;
+    perform raw.choose_shard_count();
     perform create_distributed_table('raw.sqs_messages', 'message_id', colocate_with => 'none');
     perform truncate_local_data_after_distributing_table('raw.sqs_messages');
     -- as in 0002_raw.sql, for the shards
