@@ -23,14 +23,17 @@ def compare(messages: int, new: int, rounds: int) -> None:
             "Citus: a coordinator, two workers": Bench(coordinator, DATABASE),
         }
         for flush in (500, 5_000):
-            load = {name: lambda bench=bench: through_the_loader(bench, 10_000, flush) for name, bench in benches.items()}
-            show(f"Landing 10,000 messages, {flush:,} at a time", interleaved(rounds, load), 10_000)
+            show(f"Landing 10,000 messages, {flush:,} at a time", interleaved(rounds, loads(benches, flush)), 10_000)
         for bench in benches.values():
             bench.land(messages)
         show(f"First build of {messages:,} messages", interleaved(1, models(benches)), messages)
         for bench in benches.values():
             bench.sql("vacuum analyze")
         show(f"{new:,} new messages", interleaved(rounds, increments(benches, new)), new)
+
+
+def loads(benches: dict[str, Bench], flush: int) -> dict[str, Callable[[], Cost]]:
+    return {name: lambda bench=bench: through_the_loader(bench, 10_000, flush) for name, bench in benches.items()}
 
 
 def models(benches: dict[str, Bench]) -> dict[str, Callable[[], Cost]]:
