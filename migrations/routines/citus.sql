@@ -21,8 +21,8 @@ begin
 end $$;
 grant execute on function raw.is_distributed() to transformer, masker;
 
--- Four shards for each worker, unless the server is told otherwise: so many times as many workers can take a share later,
--- and each load has a statement for each shard (Citus' own 32 took ten times as long; `make bench-dbt`).
+-- Four shards for each worker, unless the server is told otherwise: four times as many workers can take a share later.
+-- Each load has a statement for each shard, and with Citus' own 32 it took ten times as long (`make bench-dbt`).
 create or replace function raw.choose_shard_count() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
