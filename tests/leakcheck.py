@@ -1,12 +1,34 @@
 """The leak gate: looks for plain values and keys wherever they must not be; tells where and in what form, not what."""
 
 import base64
+import contextlib
 import hashlib
 import io
+import json
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from local.events import ODD_ADDRESSES
+from local.stack import SUPERUSER
+from tests.pipeline import query
+
+# Settings of a PostgreSQL that writes down all that it can.
+LOUD = {
+    "shared_preload_libraries": "pg_stat_statements,auto_explain",
+    "log_statement": "all",
+    "log_min_duration_statement": "0",
+    "log_min_messages": "debug1",
+    "log_error_verbosity": "verbose",
+    "log_parameter_max_length_on_error": "-1",
+    "log_temp_files": "0",
+    "pg_stat_statements.track": "all",
+    "auto_explain.log_min_duration": "0",
+    "auto_explain.log_analyze": "on",
+    "auto_explain.log_verbose": "on",
+}
 
 # Plain is allowed in raw and masking where no daily role can read it; everything else is looked through, the whole
 # catalogue included: comments, function bodies, view definitions, statistics, statements, large objects.
@@ -91,6 +113,31 @@ class Needles:
             found = subprocess.run(command, cwd=haystack, env={"LC_ALL": "C"}, stdout=subprocess.PIPE).stdout
         hits = (line.removeprefix(b"./").partition(b":") for line in found.split(b"\n")[:-1])
         return sorted({f"{names[int(number)]}: {self.names[needle]}" for number, _, needle in hits})
+
+
+def secrets_of(database: Any, bodies: Iterable[str]) -> dict[str, set[bytes]]:
+    """Every address and device id as it was spelt and in its canonical form, and every key.
+
+    Without the odd addresses, like 127.0.0.1, which stand in any log.
+    """
+    secrets: dict[str, set[str]] = {"ip": set(), "device_id": set()}
+    for body in bodies:
+        with contextlib.suppress(ValueError):
+            message = json.loads(body)
+            message = message[0] if isinstance(message, list) else message
+            for kind in secrets:
+                value = message.get(kind) if isinstance(message, dict) else None
+                secrets[kind] |= {value, value.strip().lower()} if isinstance(value, str) else set()
+    canonical = "select regexp_replace(ip, '^raw:', ''), device_id from masking.base_sqs__messages where reason is null"
+    for ip, device_id in query(database, canonical, login=SUPERUSER):
+        secrets["ip"].add(ip)
+        secrets["device_id"].add(device_id)
+    keys = "select key from masking.keys union all select key from privacy.tombstone_key"
+    return {
+        "ip": {ip.encode() for ip in secrets["ip"] - set(ODD_ADDRESSES)},
+        "device_id": {device_id.encode() for device_id in secrets["device_id"]},
+        "key": {bytes(key) for (key,) in query(database, keys, login=SUPERUSER)},
+    }
 
 
 def database_places(connection) -> Iterator[tuple[str, bytes]]:

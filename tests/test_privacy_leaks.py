@@ -14,28 +14,14 @@ from urllib.request import urlopen
 
 import pytest
 
-from local.events import ODD_ADDRESSES, generate
+from local.events import generate
 from local.processes import free_port
 from local.queues import client, ensure_queue, send
 from local.stack import DATABASE, HOST, SUPERUSER, Stack
 from tests.conftest import ROOT, Database, migrate
-from tests.leakcheck import Needles, database_places, file_places, forms
+from tests.leakcheck import LOUD, Needles, database_places, file_places, forms, secrets_of
 from tests.officer import Officer, privacy
 from tests.pipeline import query
-
-LOUD = {
-    "shared_preload_libraries": "pg_stat_statements,auto_explain",
-    "log_statement": "all",
-    "log_min_duration_statement": "0",
-    "log_min_messages": "debug1",
-    "log_error_verbosity": "verbose",
-    "log_parameter_max_length_on_error": "-1",
-    "log_temp_files": "0",
-    "pg_stat_statements.track": "all",
-    "auto_explain.log_min_duration": "0",
-    "auto_explain.log_analyze": "on",
-    "auto_explain.log_verbose": "on",
-}
 
 
 @dataclass
@@ -91,31 +77,6 @@ class Run:
         connection = self.database.connect(SUPERUSER)
         with contextlib.closing(connection), connection, connection.cursor() as cursor:
             cursor.execute(statement)
-
-
-def secrets_of(database: Database, bodies: list[str]) -> dict[str, set[bytes]]:
-    """Every address and device id as it was spelt and in its canonical form, and every key.
-
-    Without the odd addresses, like 127.0.0.1, which stand in any log.
-    """
-    secrets: dict[str, set[str]] = {"ip": set(), "device_id": set()}
-    for body in bodies:
-        with contextlib.suppress(ValueError):
-            message = json.loads(body)
-            message = message[0] if isinstance(message, list) else message
-            for kind in secrets:
-                value = message.get(kind) if isinstance(message, dict) else None
-                secrets[kind] |= {value, value.strip().lower()} if isinstance(value, str) else set()
-    canonical = "select regexp_replace(ip, '^raw:', ''), device_id from masking.base_sqs__messages where reason is null"
-    for ip, device_id in query(database, canonical, login=SUPERUSER):
-        secrets["ip"].add(ip)
-        secrets["device_id"].add(device_id)
-    keys = "select key from masking.keys union all select key from privacy.tombstone_key"
-    return {
-        "ip": {ip.encode() for ip in secrets["ip"] - set(ODD_ADDRESSES)},
-        "device_id": {device_id.encode() for device_id in secrets["device_id"]},
-        "key": {bytes(key) for (key,) in query(database, keys, login=SUPERUSER)},
-    }
 
 
 @pytest.fixture(scope="module")
