@@ -183,7 +183,7 @@ def postgres_proxy(port: int, fault: Callable[[str], bool]) -> Iterator[int]:
 
     class Line(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            with socket.create_connection(("127.0.0.1", port)) as server:
+            with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port)) as server:
                 back = threading.Thread(target=pump_messages, args=[server, self.request, done_of, fault], daemon=True)
                 back.start()
                 pump_messages(self.request, server, query_of, fault)

@@ -122,7 +122,7 @@ def secrets_of(database: Any, bodies: Iterable[str]) -> dict[str, set[bytes]]:
     """
     secrets: dict[str, set[str]] = {"ip": set(), "device_id": set()}
     for body in bodies:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             message = json.loads(body)
             message = message[0] if isinstance(message, list) else message
             for kind in secrets:

@@ -1,0 +1,815 @@
+"""make chaos: the whole pipeline at work while everything fails at random, several faults at once; then what must hold.
+
+A plan is a list of events with their times. Actions are people and programs at work, faults begin and end. A seed makes
+the plan, all of it, so that a plan can be written down, replayed and shrunk. (What the machine makes of a plan is not
+the same each time.) From time to time all faults end, the pipeline has two minutes to settle, and every invariant
+(tests/invariants.py) is looked at.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import psycopg2
+
+from local import queues
+from local.events import generate
+from local.processes import command_of
+from local.stack import DATABASE, SUPERUSER, Stack
+from tests import faults, oracle
+from tests.conftest import ROOT, Database, copy, migrate, pytest_configure, temporary_stack
+from tests.invariants import ALWAYS, broken, look
+from tests.leakcheck import LOUD, Needles, database_places, file_places, secrets_of
+from tests.officer import Officer
+
+QUEUE = "login-queue"  # what the declaration knows
+ROUND = 40.0  # seconds of faults, after which the pipeline may settle
+SETTLES_WITHIN = 120.0  # seconds
+REASON = "ticket 77: account closed"
+Event = dict[
+    str, Any
+]  # at: seconds since the pipeline last settled; do: an entry below; lasts: of a fault; its parameters
+
+
+@dataclass(frozen=True)
+class Entry:
+    weight: float
+    play: Callable[..., Any]
+    draws: dict[str, Callable[[random.Random], Any]]
+    in_short_runs: bool
+
+
+ACTIONS: dict[str, Entry] = {}
+FAULTS: dict[str, Entry] = {}
+
+
+def entry(
+    table: dict[str, Entry], weight: float, in_short_runs: bool = True, **draws: Callable[[random.Random], Any]
+) -> Callable[[Callable], Callable]:
+    """Enters a function in a table; the plan draws its parameters."""
+
+    def enter(play: Callable) -> Callable:
+        table[play.__name__] = Entry(weight, play, draws, in_short_runs)
+        return play
+
+    return enter
+
+
+def one_of(*choices: Any) -> Callable[[random.Random], Any]:
+    return lambda rng: rng.choice(choices)
+
+
+def between(least: float, most: float) -> Callable[[random.Random], Any]:
+    return lambda rng: round(rng.uniform(least, most), 2)
+
+
+def whole(least: int, most: int) -> Callable[[random.Random], int]:
+    return lambda rng: rng.randint(least, most)
+
+
+# Of all that is there at that moment, which one.
+WHICH = between(0, 0.99)
+
+
+def make_plan(seed: int, seconds: float) -> list[Event]:
+    """Rounds of events, each ending in `settle`."""
+    rng = random.Random(seed)
+    rounds = max(1, round(seconds / ROUND))
+    length = seconds / rounds
+    return [event for _ in range(rounds) for event in make_round(rng, length, seconds >= ROUND)]
+
+
+def make_round(rng: random.Random, seconds: float, is_long: bool) -> list[Event]:
+    start = [("send", ACTIONS), ("loader", ACTIONS), ("loader", ACTIONS), ("send", ACTIONS)]
+    events = [draw(rng, 0.0, table[name], name) for name, table in start]
+    for table, every in ((ACTIONS, 0.6), (FAULTS, 1.2)):
+        entries = {name: each for name, each in table.items() if is_long or each.in_short_runs}
+        at = 0.5
+        while (at := at + rng.expovariate(1 / every)) < seconds:
+            [name] = rng.choices(list(entries), [each.weight for each in entries.values()])
+            events.append(draw(rng, at, entries[name], name))
+    return [*sorted(events, key=lambda event: event["at"]), {"at": round(seconds, 2), "do": "settle"}]
+
+
+def draw(rng: random.Random, at: float, entry: Entry, name: str) -> Event:
+    return {"at": round(at, 2), "do": name} | {parameter: draw(rng) for parameter, draw in entry.draws.items()}
+
+
+# What runs: each program a process of its own.
+
+
+class Forked:
+    """A process of the dbt server's (tests/dbt_server.py), to be asked as subprocess.Popen is."""
+
+    def __init__(self, pid: int, output: Path):
+        self.pid, self.status = pid, output.with_name(f"{output.name}.status")
+
+    def poll(self) -> int | None:
+        if command_of(self.pid):
+            return None
+        return int(self.status.read_text()) if self.status.exists() else -signal.SIGKILL
+
+
+class DbtServer:
+    def __init__(self, project: Path, environment: dict[str, str]):
+        command = [sys.executable, "-m", "tests.dbt_server", str(project)]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def start(self, arguments: list[str], environment: dict[str, str], output: Path) -> Forked:
+        order = {"arguments": arguments, "environment": environment, "output": str(output)}
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return Forked(int(self.process.stdout.readline()), output)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+@dataclass(frozen=True)
+class Step:
+    program: str  # as invariants.FITTING names it
+    login: str
+    arguments: list[str]
+
+
+@dataclass(eq=False)
+class Job:
+    """A program, or several of which each needs that the one before succeeded."""
+
+    name: str
+    steps: list[Step]
+    then: Callable[[int], None]
+    running: Step | None = None
+    process: Any = None
+    output: Path | None = None
+    was_killed: bool = False
+    was_told: bool = False  # to end
+
+
+# Before Python has set up anything, and when told a second time.
+BY_SIGTERM = (-signal.SIGTERM, 128 + signal.SIGTERM)
+
+DBT = "transformer_user"
+MIGRATE = Step("migrations", "migrator", ["-m", "migrations"])
+ROTATION = [  # as `make rotate-key` has it
+    Step("privacy", "migrator", ["-m", "privacy", "rotate-key"]),
+    MIGRATE,
+    Step("dbt", DBT, ["run-operation", "carry_tokens_over"]),
+    Step("privacy", "migrator", ["-m", "privacy", "close-rotation"]),
+]
+
+
+class Weather:
+    """The faults at the two proxies, as long as they last; each is met by every so-manieth call or step."""
+
+    def __init__(self) -> None:
+        self.sqs: list[tuple[str, int, faults.Fault]] = []
+        self.postgres: list[tuple[str, int, Callable[[], bool]]] = []
+        self.steps: Counter[str] = Counter()
+
+    def at_sqs(self, call: faults.Call) -> None:
+        for operation, every, fault in list(self.sqs):
+            if operation in ("", call.operation) and call.nth % every == 0:
+                return fault(call)
+        faults.none(call)
+
+    def at_postgres(self, step: str) -> bool:
+        self.steps[step] += 1
+        return any(
+            fault()
+            for wanted, every, fault in list(self.postgres)
+            if wanted in ("", step) and self.steps[step] % every == 0
+        )
+
+
+@dataclass
+class Place:
+    """Servers, the proxies before them, and dbt with the project read. A run begins with a database of its own."""
+
+    stack: Stack
+    folder: Path
+    weather: Weather
+    sqs: Any
+    proxies: dict[str, str]  # environment
+    officer: Officer
+    dbt: DbtServer | None = None
+
+    @property
+    def database(self) -> Database:
+        return Database(self.stack, DATABASE)
+
+    def env(self, login: str) -> dict[str, str]:
+        return self.database.env(login) | self.proxies
+
+    @contextlib.contextmanager
+    def dbt_server(self, project: Path) -> Iterator[DbtServer]:
+        environment = self.env(DBT) | {"DBT_TARGET_PATH": str(self.folder / "target"), "DBT_LOG_LEVEL_FILE": "none"}
+        environment["PYTHONWARNINGS"] = "ignore"  # of semaphores that a killed run leaves
+        with contextlib.closing(DbtServer(project, environment)) as server:
+            yield server
+
+
+PRISTINE = "pristine"
+
+
+@contextlib.contextmanager
+def temporary_place() -> Iterator[Place]:
+    with contextlib.ExitStack() as opened:
+        stack = opened.enter_context(temporary_stack(settings=LOUD))
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="masked-logins-chaos-")))
+        weather, environment = Weather(), stack.environment(SUPERUSER)
+        proxy = opened.enter_context(faults.sqs_proxy(environment["AWS_ENDPOINT_URL"], weather.at_sqs))
+        port = opened.enter_context(faults.postgres_proxy(int(environment["PGPORT"]), weather.at_postgres))
+        proxies = {"AWS_ENDPOINT_URL": proxy.url, "PGPORT": str(port)}
+        proxies |= {"PGSSLMODE": "disable", "PGGSSENCMODE": "disable"}  # the proxy has to understand what passes
+        sqs = opened.enter_context(contextlib.closing(queues.client(environment)))
+        (folder / "officer").mkdir()
+        place = Place(stack, folder, weather, sqs, proxies, Officer(folder / "officer"))
+
+        migrate(place.database)
+        place.dbt = opened.enter_context(place.dbt_server(ROOT / "dbt_project"))
+        first = place.dbt.start(["run"], place.env(DBT), folder / "first.log")
+        wait(lambda: first.poll() is not None, 120)
+        assert first.poll() == 0, (folder / "first.log").read_text()
+        with contextlib.closing(place.database.connect(SUPERUSER)) as connection, connection:
+            cursor = connection.cursor()
+            cursor.execute("create extension pg_stat_statements schema extensions; set role pipeline_owner")
+            cursor.execute("select privacy.seal_with(%s)", (place.officer.public_key.read_text(),))
+        with contextlib.closing(stack.connect(SUPERUSER, "postgres")) as connection:
+            connection.autocommit = True
+            connection.cursor().execute(f"alter database {DATABASE} rename to {PRISTINE}")
+        yield place
+
+
+class Run:
+    """One run of a plan: what is under way, what was sent and asked for, and what came of it."""
+
+    def __init__(self, place: Place, history: Path, root: Path = ROOT, dbt: DbtServer | None = None):
+        self.place, self.database = place, place.database
+        self.root, self.dbt = root, dbt or place.dbt
+        self.history = history.open("a")
+        self.folder = Path(tempfile.mkdtemp(dir=place.folder))
+        self.url = ""
+        self.sent: dict[str, str] = {}
+        self.persons: dict[str, None] = {}  # in the order in which they came
+        self.asked: set[str] = set()
+        self.to_erase: set[str] = set()
+        self.settled_load = 0
+        self.log_read = 0  # bytes of the server's log
+        self.jobs: list[Job] = []
+        self.endings: list[tuple[str, int, str]] = []
+        self.findings: list[str] = []
+        self.under_way = contextlib.ExitStack()
+        self.ends: list[tuple[float, contextlib.ExitStack]] = []  # of the faults under way
+        self.began = self.round_began = time.monotonic()
+        self.dbt_goes_on = True
+        self.looked_at = 0.0
+
+    def play(self, plan: Iterable[Event]) -> list[str]:
+        """What did not hold. Stops at the first settling after which something does not."""
+        with self.set_up():
+            plan = list(plan)
+            if not plan or plan[-1]["do"] != "settle":
+                plan.append({"at": 0.0, "do": "settle"})
+            for event in plan:
+                while time.monotonic() - self.round_began < event["at"]:
+                    self.tick()
+                    time.sleep(0.02)
+                self.write(event)
+                self.do(event)
+                if self.findings and event["do"] == "settle":
+                    break
+        return self.findings
+
+    @contextlib.contextmanager
+    def set_up(self) -> Iterator[None]:
+        name, sqs = Database(self.place.stack, PRISTINE), self.place.sqs
+        self.log_read = self.server_log.stat().st_size
+        with copy(name, DATABASE):
+            # PostgreSQL writes no WAL for the next 32 numbers of a sequence that was copied with its database: a crash
+            # would hand them out again. After a checkpoint it does.
+            self.query("checkpoint")
+            self.url = sqs.create_queue(QueueName=QUEUE, Attributes={"VisibilityTimeout": "3"})["QueueUrl"]
+            self.began = self.round_began = time.monotonic()
+            try:
+                yield
+            finally:
+                self.under_way.close()
+                for job in self.jobs:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(job.process.pid, signal.SIGKILL)
+                for job in self.jobs:
+                    wait(lambda process=job.process: process.poll() is not None, 30)
+                sqs.delete_queue(QueueUrl=self.url)
+                self.history.close()
+
+    def do(self, event: Event) -> None:
+        parameters = {name: value for name, value in event.items() if name not in ("at", "do", "lasts")}
+        if event["do"] == "settle":
+            settle(self)
+        elif event["do"] in ACTIONS:
+            ACTIONS[event["do"]].play(self, **parameters)
+        else:
+            fault = self.under_way.enter_context(contextlib.ExitStack())
+            fault.enter_context(FAULTS[event["do"]].play(self, **parameters))
+            self.ends.append((time.monotonic() + event.get("lasts", 0), fault))
+
+    def tick(self) -> None:
+        """What happens all the time: faults end, programs end and are followed by others, invariants are looked at."""
+        now = time.monotonic()
+        for end in [end for end in self.ends if end[0] <= now]:
+            self.ends.remove(end)
+            end[1].close()
+        for job in list(self.jobs):
+            if (status := job.process.poll()) is not None:
+                self.ended(job, status)
+        if self.dbt_goes_on and not self.alive("dbt"):
+            self.start("dbt", Step("dbt", DBT, ["run"]))
+        if now - self.looked_at > 1:
+            self.looked_at = now
+            self.look_at_what_always_holds()
+
+    def heal(self) -> None:
+        self.under_way.close()
+        self.ends = []
+
+    # Programs.
+
+    def start(self, name: str, *steps: Step, then: Callable[[int], None] = lambda status: None) -> None:
+        job = Job(name, list(steps), then)
+        self.jobs.append(job)
+        self.next_step(job)
+
+    def next_step(self, job: Job) -> None:
+        job.running = step = job.steps.pop(0)
+        number = len(list(self.folder.glob("*.log")))
+        job.output = self.folder / f"{number}-{job.name}.log"
+        job.output.touch()
+        target = self.folder / f"{number}-target"
+        environment = self.place.env(step.login) | {"DBT_TARGET_PATH": str(target), "DBT_LOG_PATH": str(target)}
+        if step.program == "dbt":
+            job.process = self.dbt.start(step.arguments, environment, job.output)
+        else:
+            with job.output.open("wb") as output:
+                command = [sys.executable, *step.arguments]
+                job.process = subprocess.Popen(command, cwd=self.root, env=environment, stdout=output, stderr=output)
+
+    def ended(self, job: Job, status: int) -> None:
+        self.write({"saw": f"{job.name} ({job.running.program}) ended with {status}", "killed": job.was_killed})
+        if not (job.was_killed and status == -signal.SIGKILL or job.was_told and status in BY_SIGTERM):
+            self.endings.append((job.running.program, status, job.output.read_text(errors="replace")))
+        if status == 0 and job.steps and not job.was_killed:
+            self.next_step(job)
+        else:
+            self.jobs.remove(job)
+            job.then(status)
+
+    def alive(self, name: str) -> list[Job]:
+        return [job for job in self.jobs if job.name == name]
+
+    def tell_to_end(self, job: Job) -> None:
+        job.was_told = True
+        os.kill(job.process.pid, signal.SIGTERM)
+
+    def pick(self, which: float) -> Job | None:
+        return self.jobs[int(which * len(self.jobs))] if self.jobs else None
+
+    def finish(self, names: Callable[[Job], bool], seconds: float) -> bool:
+        """Waits for some programs to end; whether they did."""
+        return self.wait(lambda: not any(map(names, self.jobs)), seconds)
+
+    def wait(self, condition: Callable[[], Any], seconds: float) -> bool:
+        def ticked() -> Any:
+            self.tick()
+            return condition()
+
+        return wait(ticked, seconds)
+
+    # What is seen.
+
+    @property
+    def server_log(self) -> Path:
+        return self.place.stack.folder / "postgres" / "server.log"
+
+    def write(self, line: dict[str, Any]) -> None:
+        now = {} if "at" in line else {"at": round(time.monotonic() - self.round_began, 2)}
+        self.history.write(json.dumps(now | line) + "\n")
+        self.history.flush()
+
+    def found(self, findings: Iterable[str]) -> None:
+        for finding in findings:
+            if finding not in self.findings:
+                self.findings.append(finding)
+                self.write({"found": finding})
+
+    def query(self, sql: str, *parameters: Any) -> list[tuple]:
+        """As the superuser, past the proxy. Raises psycopg2.Error where the server is away."""
+        options = {"connect_timeout": 2, "options": "-c statement_timeout=5s"}
+        with contextlib.closing(self.database.connect(SUPERUSER, **options)) as connection, connection:
+            cursor = connection.cursor()
+            cursor.execute(sql, parameters or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def look_at_what_always_holds(self) -> None:
+        with contextlib.suppress(psycopg2.Error):
+            for name, sql in ALWAYS.items():
+                [(number,)] = self.query(sql)
+                if number:
+                    self.found([f"{name}: {number} at one moment"])
+
+    def messages_of(self, person: str) -> set[str]:
+        """Those in raw that an erasure has to find: of the person, or with the person's id as a text of its own."""
+        there = {message_id for (message_id,) in self.query("select message_id from raw.sqs_messages")}
+        return {each for each in there & self.sent.keys() if f'"{person}"' in self.sent[each]}
+
+    def waiting(self) -> tuple[int, int]:
+        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        attributes = self.place.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=names)["Attributes"]
+        return int(attributes[names[0]]), int(attributes[names[1]])
+
+
+def wait(condition: Callable[[], Any], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+# Actions.
+
+UGLY = [
+    "\N{PILE OF POO}\N{ZERO WIDTH JOINER}",
+    '"\\u0000"',
+    "\\N",
+    "\\.",
+    "a\tb\\tc\r\nd\\n",
+    "{",
+    "[" * 5000,
+    "x" * 200_000,
+    "SGVsbG8gd29ybGQsIGhlbGxv",
+    '{"user_id": "\\ud800"}',
+    "'; drop table raw.sqs_messages; --",
+    "null",
+    '{"a": 1e999999}',
+]
+
+
+@entry(ACTIONS, weight=10, number=whole(1, 60), events=whole(1, 6), ugly=whole(0, len(UGLY) * 2))
+def send(run: Run, number: int, events: int, ugly: int) -> None:
+    """Bodies of few seeds, so that persons return and bodies are sent again."""
+    bodies = [event.body for event in generate(number, events)] + UGLY[ugly : ugly + 1]
+    for batch in queues.batches(bodies):
+        entries = [{"Id": str(n), "MessageBody": body} for n, body in enumerate(batch)]
+        answer = run.place.sqs.send_message_batch(QueueUrl=run.url, Entries=entries)
+        assert not answer.get("Failed")
+        for each in answer["Successful"]:
+            body = batch[int(each["Id"])]
+            run.sent[each["MessageId"]] = body
+            if oracle.reason(body) is None:
+                run.persons[json.loads(body)["user_id"]] = None
+
+
+@entry(ACTIONS, weight=3, workers=whole(1, 6), flush=one_of(5, 20, 100), client=one_of("lean", "lean", "boto3"))
+def loader(run: Run, workers: int, flush: int, client: str) -> None:
+    if len(run.alive("loader")) < 6:
+        options = ["--follow", "--give-up-after", "60", "--client", client]
+        options += ["--workers", str(workers), "--flush", str(flush)]
+        run.start("loader", Step("loader", "loader_user", ["-m", "loader", "load", *options]))
+
+
+@entry(ACTIONS, weight=1, which=WHICH)
+def stop_a_loader(run: Run, which: float) -> None:
+    if loaders := run.alive("loader"):
+        run.tell_to_end(loaders[int(which * len(loaders))])
+
+
+@entry(ACTIONS, weight=1)
+def dbt(run: Run) -> None:
+    """Beside the one that goes on all the time."""
+    if len(run.alive("dbt")) < 2:
+        run.start("dbt", Step("dbt", DBT, ["run"]))
+
+
+@entry(ACTIONS, weight=0.5)
+def full_refresh(run: Run) -> None:
+    if not run.alive("full_refresh"):
+        run.start("full_refresh", Step("dbt", DBT, ["run", "--full-refresh"]))
+
+
+@entry(ACTIONS, weight=2, which=WHICH)
+def forget(run: Run, which: float) -> None:
+    """An erasure that succeeds has erased at least what was in raw when it began."""
+    if not run.persons:
+        return
+    person = list(run.persons)[int(which * len(run.persons))]
+    try:
+        theirs = run.messages_of(person)
+    except psycopg2.Error:
+        theirs = set()
+    run.asked.add(person)
+    command = ["-m", "privacy", "forget", "--user-id", person, "--reason", REASON]
+    run.start(
+        "forget",
+        Step("privacy", "privacy_officer_user", command),
+        then=lambda status: run.to_erase.update(theirs) if status == 0 else None,
+    )
+
+
+@entry(ACTIONS, weight=0.5, in_short_runs=False)
+def purge(run: Run) -> None:
+    """Of what landed before the pipeline last settled: made old enough, because nothing can bring it again."""
+    with contextlib.suppress(psycopg2.Error):
+        run.query(
+            "update raw.loads set loaded_at = loaded_at - interval '60 days' where load_id <= %s", run.settled_load
+        )
+        run.start("purge", Step("privacy", "privacy_officer_user", ["-m", "privacy", "purge"]))
+
+
+@entry(ACTIONS, weight=0.3, in_short_runs=False)
+def migrations(run: Run) -> None:
+    if not run.alive("migrations"):
+        run.start("migrations", MIGRATE)
+
+
+@entry(ACTIONS, weight=0.4, in_short_runs=False)
+def rotate_key(run: Run) -> None:
+    if not run.alive("rotate_key"):
+        run.start("rotate_key", *ROTATION)
+
+
+# Faults.
+
+
+@entry(FAULTS, weight=2, which=WHICH)
+@contextlib.contextmanager
+def kill(run: Run, which: float) -> Iterator[None]:
+    if job := run.pick(which):
+        run.write({"saw": f"killed {job.name}"})
+        job.was_killed = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(job.process.pid, signal.SIGKILL)
+    yield
+
+
+@entry(FAULTS, weight=2, lasts=between(0.5, 6), which=WHICH)
+@contextlib.contextmanager
+def freeze(run: Run, which: float) -> Iterator[None]:
+    if not (job := run.pick(which)):
+        yield
+        return
+    run.write({"saw": f"froze {job.name}"})
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(job.process.pid, signal.SIGSTOP)
+    yield
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(job.process.pid, signal.SIGCONT)
+
+
+@entry(FAULTS, weight=1, lasts=between(0, 4), mode=one_of("fast", "immediate"))
+@contextlib.contextmanager
+def postgres_stopped(run: Run, mode: str) -> Iterator[None]:
+    run.place.stack.stop_postgres(mode)
+    yield
+    run.place.stack.start_postgres()
+
+
+@entry(FAULTS, weight=1, login=one_of("loader_user", "transformer_user", "%"))
+@contextlib.contextmanager
+def connections_cut(run: Run, login: str) -> Iterator[None]:
+    with contextlib.suppress(psycopg2.Error):
+        run.query(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where usename like %s and pid <> pg_backend_pid() and backend_type = 'client backend'",
+            login,
+        )
+    yield
+
+
+@entry(
+    FAULTS,
+    weight=2,
+    lasts=between(0.5, 4),
+    step=one_of("COMMIT", "COMMIT done", "COPY", "INSERT done", "SELECT", ""),
+    every=whole(1, 8),
+)
+@contextlib.contextmanager
+def lines_cut(run: Run, step: str, every: int) -> Iterator[None]:
+    """Connections to PostgreSQL end at this step."""
+    yield from during(run.place.weather.postgres, (step, every, lambda: True))
+
+
+@entry(FAULTS, weight=2, lasts=between(1, 6), step=one_of("COMMIT", "INSERT done", ""), seconds=between(0.05, 1))
+@contextlib.contextmanager
+def slow_lines(run: Run, step: str, seconds: float) -> Iterator[None]:
+    """Steps on their way to or from PostgreSQL take so long."""
+    yield from during(run.place.weather.postgres, (step, 1, lambda: time.sleep(seconds)))
+
+
+def during(faults: list, fault: Any) -> Iterator[None]:
+    faults.append(fault)
+    yield
+    faults.remove(fault)
+
+
+def slow(call: faults.Call) -> None:
+    time.sleep(1)
+    faults.none(call)
+
+
+def delivered_twice(call: faults.Call) -> None:
+    """Whoever asks next gets the same messages."""
+    status, body = call.forward()
+    for message in json.loads(body).get("Messages") or ():
+        request = json.loads(call.request_body)
+        again = {"QueueUrl": request["QueueUrl"], "ReceiptHandle": message["ReceiptHandle"], "VisibilityTimeout": 0}
+        call.headers.replace_header("X-Amz-Target", "AmazonSQS.ChangeMessageVisibility")
+        call.forward(json.dumps(again).encode())
+    call.answer(status, body)
+
+
+# By name: the operation that meets the fault, all of them where it is empty.
+SQS_FAULTS: dict[str, tuple[str, faults.Fault]] = {
+    "throttled": ("", faults.error("RequestThrottled")),
+    "broken": ("", faults.error("InternalFailure", 500)),
+    "slow": ("", slow),
+    "reset": ("", faults.reset),
+    "silent": ("", faults.silence),
+    "receives_lost": ("ReceiveMessage", faults.lost_answer),
+    "receives_cut_short": ("ReceiveMessage", faults.half_an_answer),
+    "delivered_twice": ("ReceiveMessage", delivered_twice),
+    "deletes_reset": ("DeleteMessageBatch", faults.reset),
+    "deletes_lost": ("DeleteMessageBatch", faults.lost_answer),
+    "deletes_fail_in_part": ("DeleteMessageBatch", faults.every_other_delete_fails),
+    "deletes_forgotten": ("DeleteMessageBatch", faults.deletes_are_forgotten),
+    "not_kept": ("ChangeMessageVisibilityBatch", faults.every_entry_fails_for_now),
+}
+
+
+@entry(FAULTS, weight=5, lasts=between(0.5, 6), fault=one_of(*SQS_FAULTS), every=whole(1, 3))
+@contextlib.contextmanager
+def sqs(run: Run, fault: str, every: int) -> Iterator[None]:
+    operation, play = SQS_FAULTS[fault]
+    yield from during(run.place.weather.sqs, (operation, every, play))
+
+
+# The end of a round.
+
+
+def settle(run: Run) -> None:
+    """All faults end. What still runs has to do what is left, and then every invariant holds."""
+    run.heal()
+    stays = {"loader", "dbt"}
+    if not run.finish(lambda job: job.name not in stays, 2 * SETTLES_WITHIN):
+        return run.found([f"settles: {job.name} does not end" for job in run.jobs if job.name not in stays])
+    if run.query("select masking.is_rotation_open()") == [(True,)]:
+        run.start("rotate_key", *ROTATION)  # as the README says: it goes on where it stopped
+        run.finish(lambda job: job.name == "rotate_key", 2 * SETTLES_WITHIN)
+    if not run.alive("loader"):
+        loader(run, workers=2, flush=100, client="lean")
+
+    began = time.monotonic()
+    if not run.wait(lambda: run.waiting() == (0, 0), SETTLES_WITHIN):
+        run.found([f"settles: after two minutes, {run.waiting()} on the queue"])
+    for job in run.alive("loader"):
+        run.tell_to_end(job)
+    run.finish(lambda job: job.name == "loader", 60)
+
+    erase_again(run)
+    run.dbt_goes_on = False
+    run.finish(lambda job: True, 60)
+    last: list[int] = []
+    run.start("dbt", Step("dbt", DBT, ["run"]), then=last.append)
+    run.finish(lambda job: True, 60)
+    run.start("status", Step("status", "monitor_user", ["-m", "loader", "status"]))
+    if not run.finish(lambda job: True, 60) or last != [0] or time.monotonic() - began > SETTLES_WITHIN:
+        run.found([f"settles: not all is well two minutes after the last fault (dbt ended with {last})"])
+
+    run.found(broken(look(run.database, **observed(run))))
+    run.settled_load = run.query("select coalesce(max(load_id), 0) from raw.loads")[0][0]
+    run.write({"saw": f"settled after {time.monotonic() - began:.0f} s", "sent": len(run.sent)})
+    run.round_began, run.dbt_goes_on, run.endings = time.monotonic(), True, []
+
+
+def erase_again(run: Run) -> None:
+    """Everybody who has asked for it, now that nothing fails and nothing of theirs is on its way."""
+    with contextlib.closing(run.database.connect("privacy_officer_user")) as connection, connection:
+        for person in sorted(run.asked):
+            run.to_erase |= run.messages_of(person)
+            connection.cursor().execute("select privacy.forget_user(%s, %s)", (person, REASON))
+
+
+def observed(run: Run) -> dict[str, Any]:
+    """What the invariants need to know besides the database's tables."""
+    with contextlib.closing(run.database.connect(SUPERUSER)) as connection:
+        places = list(database_places(connection))
+    files = list(file_places("output", run.folder))
+    with run.server_log.open("rb") as log:
+        log.seek(run.log_read)
+        files.append(("the server's log", log.read()))
+        run.log_read = log.tell()
+    [raw] = run.query("select array_agg(body) from raw.sqs_messages")
+    plain = [("raw.sqs_messages", "\n".join(raw[0] or ()).encode())]
+    secrets = secrets_of(run.database, run.sent.values())
+    return {
+        "sent": run.sent,
+        "to_erase": run.to_erase,
+        "may_erase": {each for each, body in run.sent.items() if any(person in body for person in run.asked)},
+        "persons_left": Needles({"person": [each.encode() for each in run.asked]}).found_in(places + plain),
+        "leaks": Needles(secrets).found_in(places + files),
+        "endings": run.endings,
+        "waiting": run.waiting(),
+    }
+
+
+# The command.
+
+
+def shrink(plan: list[Event], fails: Callable[[list[Event]], bool]) -> list[Event]:
+    """A plan with as few events as still fail: by leaving out halves, quarters, ... and in the end single events."""
+    size = len(plan) // 2
+    while size:
+        for start in range(0, len(plan), size):
+            if fails(shorter := plan[:start] + plan[start + size :]):
+                plan = shorter
+                break
+        else:
+            size //= 2
+    return plan
+
+
+def read_plan(history: Path) -> list[Event]:
+    lines = [json.loads(line) for line in history.read_text().splitlines()]
+    return [line for line in lines if "do" in line]
+
+
+def write_plan(plan: list[Event], path: Path) -> None:
+    path.write_text("".join(json.dumps(event) + "\n" for event in plan))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--seed", default=1, help="What happens, and when.")
+@click.option("--minutes", default=1.0, type=click.FloatRange(0.1), help="How long things fail, all rounds together.")
+@click.option(
+    "--seeds", default=1, type=click.IntRange(1), help="So many runs, with this seed and those that follow it."
+)
+@click.option("--replay", type=click.Path(path_type=Path, exists=True), help="The plan of this history instead.")
+@click.option("--shrink", "is_shrunk", is_flag=True, help="Leave out of a plan that fails what it fails without.")
+@click.option("--folder", default=".", type=click.Path(path_type=Path, file_okay=False), help="For the histories.")
+def main(seed: int, minutes: float, seeds: int, replay: Path | None, is_shrunk: bool, folder: Path) -> None:
+    """Everything fails at random, by seed, and what must hold is looked at. Exit status 1 when something does not."""
+    pytest_configure()  # nothing of the caller's
+    failed = 0
+    with temporary_place() as place:
+        for number in range(seed, seed + (1 if replay else seeds)):
+            plan = read_plan(replay) if replay else make_plan(number, minutes * 60)
+            name = replay.stem if replay else f"chaos-{number}"
+            history = folder / f"{name}{'-again' if replay else ''}.jsonl"
+            history.unlink(missing_ok=True)
+            began = time.monotonic()
+            findings = Run(place, history).play(plan)
+            click.echo(f"{name}: {len(plan)} events, {time.monotonic() - began:.0f} s, {len(findings)} findings")
+            if not findings:
+                history.unlink()
+                continue
+            failed += 1
+            click.echo("\n".join(f"    {finding}" for finding in findings))
+            click.echo(f"    make chaos ARGS='--replay {history}'")
+            if is_shrunk:
+                small = shrink(plan, partial(still_fails, place, broken={name_of(finding) for finding in findings}))
+                write_plan(small, history.with_suffix(".shrunk.jsonl"))
+                click.echo(f"    shrunk to {len(small)} events: {history.with_suffix('.shrunk.jsonl')}")
+    sys.exit(1 if failed else 0)
+
+
+def still_fails(place: Place, plan: list[Event], broken: set[str], attempts: int = 2) -> bool:
+    """Whether one of the same invariants is broken, in one of these attempts: a race is not won each time."""
+    runs = (Run(place, Path(os.devnull)).play(plan) for _ in range(attempts))
+    return any(broken & set(map(name_of, findings)) for findings in runs)
+
+
+def name_of(finding: str) -> str:
+    return finding.partition(":")[0]
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m tests.chaos")
