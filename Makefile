@@ -2,7 +2,8 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test up down env send bootstrap login load migrate build docs report status doctor redrive bench \
-    freshness lint clean compose-test requirements sbom rotate-key reveal approve forget leakcheck attest contract purge bench-dbt
+    freshness lint clean compose-test requirements sbom rotate-key reveal approve forget leakcheck chaos attest contract \
+    purge bench-dbt
 
 PYTHON ?= python3
 # not ?=, because make itself sets AS, the assembler
@@ -102,6 +103,9 @@ redrive: install  ## move the messages of the dead-letter queue back to the queu
 
 leakcheck: install  ## run everything with maximum logging, then search everywhere for plain values and keys
 	@$(BIN)/python -m pytest tests/test_privacy_leaks.py $(ARGS)
+
+chaos: install  ## kill, freeze and cut everything at random, then check that nothing is lost (ARGS='--seed 7 --minutes 10')
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 rotate-key: install  ## rotate the masking keys; run it again if interrupted (IMPORT=1: keys on stdin)
 	@$(LOCAL) run --as migrator -- $(PRIVACY) rotate-key $(if $(IMPORT),--import)

@@ -271,7 +271,7 @@ class Run:
         self.planted = planted
         self.history = history.open("a")
         self.folder = Path(tempfile.mkdtemp(dir=place.folder))
-        self.url = ""
+        self.url = self.dead_letters = ""
         self.sent: dict[str, str] = {}
         self.persons: dict[str, None] = {}  # in the order in which they came
         self.asked: set[str] = set()
@@ -313,7 +313,7 @@ class Run:
             # would hand them out again. After a checkpoint it does.
             self.query("checkpoint")
             self.query(self.planted)
-            self.url = sqs.create_queue(QueueName=QUEUE, Attributes={"VisibilityTimeout": "3"})["QueueUrl"]
+            self.url, self.dead_letters = create_queues(sqs)
             self.began = self.round_began = time.monotonic()
             try:
                 yield
@@ -324,7 +324,8 @@ class Run:
                         os.kill(job.process.pid, signal.SIGKILL)
                 for job in self.jobs:
                     wait(lambda process=job.process: process.poll() is not None, 30)
-                sqs.delete_queue(QueueUrl=self.url)
+                for url in (self.url, self.dead_letters):
+                    sqs.delete_queue(QueueUrl=url)
                 self.history.close()
 
     def do(self, event: Event) -> None:
@@ -448,10 +449,23 @@ class Run:
         there = {message_id for (message_id,) in self.query("select message_id from raw.sqs_messages")}
         return {each for each in there & self.sent.keys() if f'"{person}"' in self.sent[each]}
 
-    def waiting(self) -> tuple[int, int]:
+    def waiting(self) -> tuple[int, int, int]:
+        """Messages on the queue, in flight, and on the dead-letter queue."""
+        return *self.counters(self.url), sum(self.counters(self.dead_letters))
+
+    def counters(self, url: str) -> tuple[int, int]:
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-        attributes = self.place.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=names)["Attributes"]
+        attributes = self.place.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]
         return int(attributes[names[0]]), int(attributes[names[1]])
+
+
+def create_queues(sqs: Any) -> tuple[str, str]:
+    """The queue and its dead-letter queue, where nothing should come: no fault of the servers is a message's."""
+    dead_letters = sqs.create_queue(QueueName=f"{QUEUE}-dlq")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=dead_letters, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 1000})
+    attributes = {"VisibilityTimeout": "3", "RedrivePolicy": policy}
+    return sqs.create_queue(QueueName=QUEUE, Attributes=attributes)["QueueUrl"], dead_letters
 
 
 def wait(condition: Callable[[], Any], seconds: float) -> bool:
@@ -696,8 +710,8 @@ def settle(run: Run) -> None:
         loader(run, workers=2, flush=100, client="lean")
 
     began = time.monotonic()
-    if not run.wait(lambda: run.waiting() == (0, 0), SETTLES_WITHIN):
-        run.found([f"settles: after two minutes, {run.waiting()} on the queue"])
+    if not run.wait(lambda: not any(run.waiting()[:2]), SETTLES_WITHIN):
+        run.found([f"settles: after two minutes, {run.waiting()[:2]} on the queue"])
     for job in run.alive("loader"):
         run.tell_to_end(job)
     run.finish(lambda job: True, 60)

@@ -34,7 +34,7 @@ class Seen:
     persons_left: list[str] = ()  # places in which somebody erased can be found
     leaks: list[str] = ()
     endings: list[tuple[str, int, str]] = ()  # of programs that nobody killed: name, status, what it said
-    waiting: tuple[int, int] = (0, 0)  # on the queue, and in flight
+    waiting: tuple[int, int, int] = (0, 0, 0)  # on the queue, in flight, on the dead-letter queue
 
 
 QUERIES = {
@@ -238,6 +238,7 @@ def programs_end_with_a_status_and_a_sentence(seen: Seen) -> Iterator[str]:
 
 
 @invariant
-def the_queue_is_empty(seen: Seen) -> Iterator[str]:
-    if any(seen.waiting):
-        yield f"{seen.waiting[0]} wait on the queue, {seen.waiting[1]} are in flight"
+def the_queues_are_empty(seen: Seen) -> Iterator[str]:
+    for number, where in zip(seen.waiting, ("on the queue", "in flight", "on the dead-letter queue"), strict=True):
+        if number:
+            yield f"{number} {where}"

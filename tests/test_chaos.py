@@ -113,7 +113,11 @@ FALSIFIED = {
         "traceback": ended("dbt", 1, "Traceback (most recent call last):\nError: no."),
         "signal": ended("privacy", -11, ""),
     },
-    "the_queue_is_empty": {"waiting": lambda seen: {"waiting": (1, 0)}, "in-flight": lambda seen: {"waiting": (0, 1)}},
+    "the_queues_are_empty": {
+        "waiting": lambda seen: {"waiting": (1, 0, 0)},
+        "in-flight": lambda seen: {"waiting": (0, 1, 0)},
+        "dead-letters": lambda seen: {"waiting": (0, 0, 1)},
+    },
 }
 
 

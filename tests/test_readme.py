@@ -153,6 +153,7 @@ RUN_BY = {
     "make prod": "test_own_servers.py::test_every_command_works_as_written",
     "make approve": "test_privacy_recovery.py",
     "make build": "test_demo.py::test_the_screen_adds_up",
+    "make chaos": "test_chaos.py::test_everything_fails_at_random_and_every_invariant_holds",
     "make demo": "test_demo.py::test_the_screen_adds_up",
     "make docs": "test_docs_page.py::test_nothing_in_it_is_loaded",
     "make doctor": "test_demo.py::test_what_people_type_next_works",
