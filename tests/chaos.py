@@ -94,7 +94,7 @@ def make_plan(seed: int, seconds: float) -> list[Event]:
 
 def make_round(rng: random.Random, seconds: float, is_long: bool) -> list[Event]:
     start = [("send", ACTIONS), ("loader", ACTIONS), ("loader", ACTIONS), ("send", ACTIONS)]
-    events = [draw(rng, 0.0, table[name], name) for name, table in start]
+    events = [*(draw(rng, 0.0, table[name], name) for name, table in start), {"at": 0.0, "do": "start"}]
     for table, every in ((ACTIONS, 0.6), (FAULTS, 1.2)):
         entries = {name: each for name, each in table.items() if is_long or each.in_short_runs}
         at = 0.5
@@ -269,7 +269,7 @@ class Run:
         self.place, self.database = place, place.database
         self.root, self.dbt = root, dbt or place.dbt
         self.planted = planted
-        self.history = history.open("a")
+        self.history = history
         self.folder = Path(tempfile.mkdtemp(dir=place.folder))
         self.url = self.dead_letters = ""
         self.sent: dict[str, str] = {}
@@ -288,16 +288,18 @@ class Run:
         self.dbt_goes_on = True
         self.looked_at = 0.0
 
-    def play(self, plan: Iterable[Event]) -> list[str]:
-        """What did not hold. Stops at the first settling after which something does not."""
+    def play(self, plan: Iterable[Event], at_once: bool = False) -> list[str]:
+        """What did not hold. Stops at the first settling after which something does not, or as soon as it does not."""
         with self.set_up():
             plan = list(plan)
             if not plan or plan[-1]["do"] != "settle":
                 plan.append({"at": 0.0, "do": "settle"})
             for event in plan:
-                while time.monotonic() - self.round_began < event["at"]:
+                while time.monotonic() - self.round_began < event["at"] and not (at_once and self.findings):
                     self.tick()
                     time.sleep(0.02)
+                if at_once and self.findings:
+                    break
                 self.write(event)
                 self.do(event)
                 if self.findings and event["do"] == "settle":
@@ -308,7 +310,7 @@ class Run:
     def set_up(self) -> Iterator[None]:
         name, sqs = Database(self.place.stack, PRISTINE), self.place.sqs
         self.log_read = self.server_log.stat().st_size
-        with copy(name, DATABASE):
+        with copy(name, DATABASE), self.history.open("a") as self.lines:
             # PostgreSQL writes no WAL for the next 32 numbers of a sequence that was copied with its database: a crash
             # would hand them out again. After a checkpoint it does.
             self.query("checkpoint")
@@ -326,12 +328,11 @@ class Run:
                     wait(lambda process=job.process: process.poll() is not None, 30)
                 for url in (self.url, self.dead_letters):
                     sqs.delete_queue(QueueUrl=url)
-                self.history.close()
 
     def do(self, event: Event) -> None:
         parameters = {name: value for name, value in event.items() if name not in ("at", "do", "lasts")}
-        if event["do"] == "settle":
-            settle(self)
+        if event["do"] in SCENES:
+            SCENES[event["do"]](self)
         elif event["do"] in ACTIONS:
             ACTIONS[event["do"]].play(self, **parameters)
         else:
@@ -422,8 +423,8 @@ class Run:
 
     def write(self, line: dict[str, Any]) -> None:
         now = {} if "at" in line else {"at": round(time.monotonic() - self.round_began, 2)}
-        self.history.write(json.dumps(now | line) + "\n")
-        self.history.flush()
+        self.lines.write(json.dumps(now | line) + "\n")
+        self.lines.flush()
 
     def found(self, findings: Iterable[str]) -> None:
         for finding in findings:
@@ -443,6 +444,9 @@ class Run:
         with contextlib.suppress(psycopg2.Error):
             numbers = self.query(" union all ".join(f"select '{name}', ({sql})" for name, sql in ALWAYS.items()))
             self.found(f"{name}: {number} at one moment" for name, number in numbers if number)
+
+    def landings(self) -> int:
+        return self.query("select count(*) from raw.loads")[0][0]
 
     def messages_of(self, person: str) -> set[str]:
         """Those in raw that an erasure has to find: of the person, or with the person's id as a text of its own."""
@@ -496,10 +500,13 @@ UGLY = [
 ]
 
 
-@entry(ACTIONS, weight=10, number=whole(1, 60), events=whole(1, 6), ugly=whole(0, len(UGLY) * 2))
+@entry(ACTIONS, weight=10, number=one_of(10, 30, 60), events=whole(1, 4), ugly=whole(0, len(UGLY) * 2))
 def send(run: Run, number: int, events: int, ugly: int) -> None:
     """Bodies of few seeds, so that persons return and bodies are sent again."""
-    bodies = [event.body for event in generate(number, events)] + UGLY[ugly : ugly + 1]
+    put(run, [event.body for event in generate(number, events)] + UGLY[ugly : ugly + 1])
+
+
+def put(run: Run, bodies: Iterable[str]) -> None:
     for batch in queues.batches(bodies):
         entries = [{"Id": str(n), "MessageBody": body} for n, body in enumerate(batch)]
         answer = run.place.sqs.send_message_batch(QueueUrl=run.url, Entries=entries)
@@ -640,11 +647,18 @@ def lines_cut(run: Run, step: str, every: int) -> Iterator[None]:
     yield from during(run.place.weather.postgres, (step, every, lambda: True))
 
 
-@entry(FAULTS, weight=2, lasts=between(1, 6), step=one_of("COMMIT", "INSERT done", ""), seconds=between(0.05, 1))
+@entry(
+    FAULTS,
+    weight=2,
+    lasts=between(1, 6),
+    step=one_of("COMMIT", "INSERT done", ""),
+    every=whole(1, 3),
+    seconds=between(0.05, 1),
+)
 @contextlib.contextmanager
-def slow_lines(run: Run, step: str, seconds: float) -> Iterator[None]:
-    """Steps on their way to or from PostgreSQL take so long."""
-    yield from during(run.place.weather.postgres, (step, 1, lambda: time.sleep(seconds)))
+def slow_lines(run: Run, step: str, every: int, seconds: float) -> Iterator[None]:
+    """Steps on their way to or from PostgreSQL take so long. Where not all of them do, transactions overtake others."""
+    yield from during(run.place.weather.postgres, (step, every, lambda: time.sleep(seconds)))
 
 
 def during(faults: list, fault: Any) -> Iterator[None]:
@@ -694,7 +708,14 @@ def sqs(run: Run, fault: str, every: int) -> Iterator[None]:
     yield from during(run.place.weather.sqs, (operation, every, play))
 
 
-# The end of a round.
+# The beginning and the end of a round.
+
+
+def start(run: Run) -> None:
+    """Nothing fails before the pipeline is at work, however slow the machine is."""
+    before = run.landings()
+    run.wait(lambda: run.landings() > before, SETTLES_WITHIN)
+    run.round_began = time.monotonic()
 
 
 def settle(run: Run) -> None:
@@ -712,6 +733,7 @@ def settle(run: Run) -> None:
     began = time.monotonic()
     if not run.wait(lambda: not any(run.waiting()[:2]), SETTLES_WITHIN):
         run.found([f"settles: after two minutes, {run.waiting()[:2]} on the queue"])
+    bring_back(run)
     for job in run.alive("loader"):
         run.tell_to_end(job)
     run.finish(lambda job: True, 60)
@@ -730,12 +752,28 @@ def settle(run: Run) -> None:
     run.round_began, run.dbt_goes_on, run.endings = time.monotonic(), True, []
 
 
+def bring_back(run: Run) -> None:
+    """What was erased, as a redrive does: under new ids. No row of it may come into raw."""
+    erased = run.query("select distinct message_id from privacy.erased_messages where body_mac is not null")
+    bodies = sorted({run.sent[message_id] for (message_id,) in erased if message_id in run.sent})[:20]
+    before = set(run.sent)
+    put(run, bodies)
+    run.wait(lambda: not any(run.waiting()[:2]), SETTLES_WITHIN)
+    there = run.query(
+        "select count(*) from raw.sqs_messages where message_id = any(%s)", list(run.sent.keys() - before)
+    )
+    run.found(f"erased_persons_are_gone: {number} messages came back" for (number,) in there if number)
+
+
 def erase_again(run: Run) -> None:
     """Everybody who has asked for it, now that nothing fails and nothing of theirs is on its way."""
     with contextlib.closing(run.database.connect("privacy_officer_user")) as connection, connection:
         for person in sorted(run.asked):
             run.to_erase |= run.messages_of(person)
             connection.cursor().execute("select privacy.forget_user(%s, %s)", (person, REASON))
+
+
+SCENES = {"start": start, "settle": settle}
 
 
 def observed(run: Run) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tests.invariants import ALWAYS, INVARIANTS, Seen, broken
 from tests.pipeline import land
 
 SECONDS = 8
-SEEDS = (1, 2, 3)
+SEEDS = (1, 2)
 LOGIN = '{{"user_id": "u{}", "app_version": "1.0", "device_type": "ios", "ip": "192.0.2.1", "device_id": "d"}}'
 
 
@@ -26,9 +26,9 @@ def place():
         yield place
 
 
-def play(place, plan, **options) -> chaos.Run:
-    run = chaos.Run(place, Path(os.devnull), **options)
-    run.play(plan)
+def play(place, seed, history=Path(os.devnull), at_once=False, **options) -> chaos.Run:
+    run = chaos.Run(place, history, **options)
+    run.play(chaos.make_plan(seed, SECONDS), at_once)
     return run
 
 
@@ -38,17 +38,19 @@ def runs(place) -> dict[int, chaos.Run]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_everything_fails_at_random_and_every_invariant_holds(place, runs, seed):
-    runs[seed] = play(place, chaos.make_plan(seed, SECONDS))
+def test_everything_fails_at_random_and_every_invariant_holds(place, runs, seed, tmp_path):
+    runs[seed] = play(place, seed, tmp_path / "history.jsonl")
 
     assert runs[seed].findings == []
     assert len(runs[seed].sent) > 100
+    # what can be replayed
+    assert chaos.read_plan(tmp_path / "history.jsonl") == chaos.make_plan(seed, SECONDS)
 
 
 @pytest.fixture(scope="module")
 def seen(place, runs) -> Seen:
     """After a run in which somebody was erased."""
-    run = runs.get(SEEDS[0]) or play(place, chaos.make_plan(SEEDS[0], SECONDS))
+    run = runs.get(SEEDS[0]) or play(place, SEEDS[0])
     assert run.seen.tombstones
     return run.seen
 
@@ -86,7 +88,9 @@ FALSIFIED = {
         "both": lambda seen: {"rejected": [*seen.rejected, seen.logins[0] | {"reason": "not_json"}]},
     },
     "published_is_what_python_says": {
-        "accepted": lambda seen: {"logins": [*seen.logins, seen.rejected[0]]},
+        "accepted": lambda seen: {
+            "logins": [*seen.logins, seen.logins[0] | {"message_id": seen.rejected[0]["message_id"]}],
+        },
         "reason": lambda seen: {"rejected": changed_first(seen.rejected, reason="because")},
         "column": lambda seen: {"logins": changed_first(seen.logins, app_version=0)},
         "token": lambda seen: {"keys": seen.keys | {"ip": [b"k" * 32]}},
@@ -189,19 +193,29 @@ def test_a_loader_that_deletes_before_it_commits_is_found(place, programs):
     landing = "    landing = run.database.land(run.queue.name, list(batch.messages.values()))\n"
     plant(programs / "loader/load.py", landing, "    run.queue.delete(list(batch.messages.values()))\n" + landing)
 
-    found = play(place, chaos.make_plan(1, SECONDS), root=programs).findings
+    found = play(place, 1, at_once=True, root=programs).findings
 
     assert "what_is_sent_has_landed" in map(chaos.name_of, found)
 
 
+def late_commits(seconds: float) -> list[chaos.Event]:
+    """Small loads of several loaders, of which every other one is long on its way to its commit."""
+    loaders = [{"at": 0.0, "do": "loader", "workers": 2, "flush": 5, "client": "lean"}] * 3
+    slow = {"at": 0.0, "do": "slow_lines", "lasts": seconds, "step": "COMMIT", "every": 2, "seconds": 0.5}
+    times = [n / 2 for n in range(1, int(seconds) * 2)]
+    return [slow, *loaders, *({"at": at, "do": "send", "number": 30, "events": 1, "ugly": 99} for at in times)]
+
+
 def test_a_cursor_that_is_read_inside_the_scanning_statement_is_found(place, programs):
+    """The statement takes as long as over many messages."""
     plant(
         programs / "dbt_project/macros/load_window.sql",
         "{{ return(scalar('select raw.safe_load_id()') if execute else 0) }}",
-        "{{ return('raw.safe_load_id()') }}",
+        "{{ return('(select raw.safe_load_id() from pg_sleep(1))') }}",
     )
     with place.dbt_server(programs / "dbt_project") as dbt:
-        found = play(place, chaos.make_plan(1, SECONDS), root=programs, dbt=dbt).findings
+        run = chaos.Run(place, Path(os.devnull), root=programs, dbt=dbt)
+        found = run.play(late_commits(30), at_once=True)
 
     assert "the_cursor_skips_nothing" in map(chaos.name_of, found)
 
@@ -209,7 +223,7 @@ def test_a_cursor_that_is_read_inside_the_scanning_statement_is_found(place, pro
 def test_a_tombstone_that_is_passed_over_is_found(place):
     planted = "alter table raw.sqs_messages disable trigger erase_again"
 
-    found = play(place, chaos.make_plan(1, SECONDS), planted=planted).findings
+    found = play(place, 1, at_once=True, planted=planted).findings
 
     assert "erased_persons_are_gone" in map(chaos.name_of, found)
 
@@ -220,7 +234,7 @@ def test_a_tombstone_that_is_passed_over_is_found(place):
 def test_a_seed_makes_one_plan_and_another_seed_another():
     assert chaos.make_plan(7, 60) == chaos.make_plan(7, 60) != chaos.make_plan(8, 60)
     done = {event["do"] for event in chaos.make_plan(7, 3600)}
-    assert done == {*chaos.ACTIONS, *chaos.FAULTS, "settle"}
+    assert done == {*chaos.ACTIONS, *chaos.FAULTS, *chaos.SCENES}
 
 
 def test_a_plan_is_shrunk_to_what_it_fails_of():
@@ -243,12 +257,3 @@ def test_a_run_that_fails_says_how_to_see_it_again_and_is_shrunk(place, tmp_path
     assert f"make chaos ARGS='--replay {tmp_path}/chaos-7.jsonl'" in done.output
     [shrunk] = (json.loads(line) for line in (tmp_path / "chaos-7.shrunk.jsonl").read_text().splitlines())
     assert shrunk["do"] == "kill"
-
-
-def test_a_history_is_replayed(place, tmp_path):
-    plan = [{"at": 0.0, "do": "send", "number": 3, "events": 1, "ugly": 0}, {"at": 0.1, "do": "settle"}]
-    history = tmp_path / "history.jsonl"
-    run = chaos.Run(place, history)
-    assert run.play(plan) == []
-
-    assert chaos.read_plan(history) == plan
