@@ -7,14 +7,17 @@ the same each time.) From time to time all faults end, the pipeline has two minu
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -27,15 +30,17 @@ import psycopg2
 
 from local import queues
 from local.events import generate
-from local.processes import command_of
+from local.processes import command_of, number_in
 from local.stack import DATABASE, SUPERUSER, Stack
-from tests import faults, oracle
-from tests.conftest import ROOT, Database, copy, migrate, pytest_configure, temporary_stack
+from tests import faults, oracle, signups
+from tests.conftest import ROOT, Database, copy, pytest_configure, temporary_stack
 from tests.invariants import ALWAYS, Seen, broken, look
 from tests.leakcheck import LOUD, Needles, database_places, file_places, secrets_of
 from tests.officer import Officer
+from tests.pgbouncer import PGBOUNCER, pgbouncer
 
-QUEUE = "login-queue"  # what the declaration knows
+QUEUES = ("login-queue", signups.QUEUE)  # that the declaration knows
+ANY_QUEUE = ("login-queue", "login-queue", signups.QUEUE)
 ROUND = 40.0  # seconds of faults, after which the pipeline may settle
 SETTLES_WITHIN = 120.0  # seconds
 REASON = "ticket 77: account closed"
@@ -93,8 +98,14 @@ def make_plan(seed: int, seconds: float) -> list[Event]:
 
 
 def make_round(rng: random.Random, seconds: float, is_long: bool) -> list[Event]:
-    start = [("send", ACTIONS), ("loader", ACTIONS), ("loader", ACTIONS), ("send", ACTIONS)]
-    events = [*(draw(rng, 0.0, table[name], name) for name, table in start), {"at": 0.0, "do": "start"}]
+    start = ["send", "loader", "loader", "send"]
+    start = ["pool", *start] if rng.random() < 0.25 else start
+    events = [draw(rng, 0.0, ACTIONS[name], name) for name in start]
+    # each queue has a loader
+    loaders = [event for event in events if event["do"] == "loader"]
+    for event, queue in zip(loaders, QUEUES, strict=True):
+        event["queue"] = queue
+    events.append({"at": 0.0, "do": "start"})
     for table, every in ((ACTIONS, 0.6), (FAULTS, 1.2)):
         entries = {name: each for name, each in table.items() if is_long or each.in_short_runs}
         at = 0.5
@@ -148,6 +159,7 @@ class Step:
     program: str  # as invariants.FITTING names it
     login: str
     arguments: list[str]
+    is_secret: bool = False  # what it prints on standard output, which no log keeps
 
 
 @dataclass(eq=False)
@@ -156,7 +168,7 @@ class Job:
 
     name: str
     steps: list[Step]
-    then: Callable[[int], None]
+    then: Callable[[int, str], None]  # with the last status, and what the last program printed
     running: Step | None = None
     process: Any = None
     output: Path | None = None
@@ -206,10 +218,13 @@ class Place:
 
     stack: Stack
     folder: Path
+    root: Path  # of the programs
     weather: Weather
     sqs: Any
     proxies: dict[str, str]  # environment
     officer: Officer
+    pool: int | None  # PgBouncer's port
+    disk: Path | None  # of the tables
     dbt: DbtServer | None = None
 
     @property
@@ -217,7 +232,15 @@ class Place:
         return Database(self.stack, DATABASE)
 
     def env(self, login: str) -> dict[str, str]:
-        return self.database.env(login) | self.proxies
+        environment = self.database.env(login) | self.proxies
+        return environment | {"PATH": f"{self.officer.folder}{os.pathsep}{environment['PATH']}"}  # gpg
+
+    def signal_postgres(self, number: int) -> None:
+        """To the server and all its children."""
+        server = number_in(self.stack.folder / "postgres" / "data" / "postmaster.pid")
+        for pid in (server, *children_of(server)) if server else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     @contextlib.contextmanager
     def dbt_server(self, project: Path) -> Iterator[DbtServer]:
@@ -227,11 +250,38 @@ class Place:
             yield server
 
 
+def children_of(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
 PRISTINE = "pristine"
 
 
+DISK = 96  # MiB
+NEW_MOUNTS = 0x20000  # CLONE_NEWNS
+
+
+def has_mounts_of_its_own() -> bool:
+    """From now on what this process mounts, and those that it starts, is gone with them. Only for root."""
+    if os.geteuid() != 0 or ctypes.CDLL(None).unshare(NEW_MOUNTS) != 0:
+        return False
+    return subprocess.run(["mount", "--make-rprivate", "/"], capture_output=True).returncode == 0
+
+
+def small_disk(stack: Stack) -> Path:
+    """A disk, with a folder for tables."""
+    disk = stack.folder / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", disk], check=True)
+    (disk / "tables").mkdir()
+    stack._account.own(disk / "tables")
+    return disk
+
+
 @contextlib.contextmanager
-def temporary_place() -> Iterator[Place]:
+def temporary_place(with_small_disk: bool = False) -> Iterator[Place]:
+    """A disk of its own for the tables makes mounts of this process's own, where that is possible."""
+    with_small_disk = with_small_disk and has_mounts_of_its_own()
     with contextlib.ExitStack() as opened:
         stack = opened.enter_context(temporary_stack(settings=LOUD))
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="masked-logins-chaos-")))
@@ -242,10 +292,15 @@ def temporary_place() -> Iterator[Place]:
         proxies |= {"PGSSLMODE": "disable", "PGGSSENCMODE": "disable"}  # the proxy has to understand what passes
         sqs = opened.enter_context(contextlib.closing(queues.client(environment)))
         (folder / "officer").mkdir()
-        place = Place(stack, folder, weather, sqs, proxies, Officer(folder / "officer"))
+        loader = stack.environment("loader_user") | proxies
+        pool = opened.enter_context(pgbouncer(loader)) if PGBOUNCER else None
+        root = signups.with_signups(folder / "programs")
+        disk = small_disk(stack) if with_small_disk else None
+        place = Place(stack, folder, root, weather, sqs, proxies, Officer(folder / "officer"), pool, disk)
 
-        migrate(place.database)
-        place.dbt = opened.enter_context(place.dbt_server(ROOT / "dbt_project"))
+        migrate = [sys.executable, *MIGRATE.arguments]
+        subprocess.run(migrate, cwd=root, env=place.env(MIGRATE.login), check=True, capture_output=True)
+        place.dbt = opened.enter_context(place.dbt_server(root / "dbt_project"))
         first = place.dbt.start(["run"], place.env(DBT), folder / "first.log")
         wait(lambda: first.poll() is not None, 120)
         assert first.poll() == 0, (folder / "first.log").read_text()
@@ -255,7 +310,11 @@ def temporary_place() -> Iterator[Place]:
             cursor.execute("select privacy.seal_with(%s)", (place.officer.public_key.read_text(),))
         with contextlib.closing(stack.connect(SUPERUSER, "postgres")) as connection:
             connection.autocommit = True
-            connection.cursor().execute(f"alter database {DATABASE} rename to {PRISTINE}")
+            cursor = connection.cursor()
+            cursor.execute(f"alter database {DATABASE} rename to {PRISTINE}")
+            if disk:
+                cursor.execute(f"create tablespace small location '{disk / 'tables'}'")
+                cursor.execute(f"alter database {PRISTINE} set tablespace small")
         yield place
 
 
@@ -263,16 +322,18 @@ class Run:
     """One run of a plan: what is under way, what was sent and asked for, and what came of it."""
 
     def __init__(
-        self, place: Place, history: Path, root: Path = ROOT, dbt: DbtServer | None = None, planted: str = "select"
+        self, place: Place, history: Path, root: Path | None = None, dbt: DbtServer | None = None, planted="select"
     ):
         """The programs are those of another folder, and dbt another, where a test has put a defect in; or it is SQL."""
         self.place, self.database = place, place.database
-        self.root, self.dbt = root, dbt or place.dbt
+        self.root, self.dbt = root or place.root, dbt or place.dbt
         self.planted = planted
         self.history = history
-        self.folder = Path(tempfile.mkdtemp(dir=place.folder))
-        self.url = self.dead_letters = ""
+        self.folder, self.secrets = (Path(tempfile.mkdtemp(dir=place.folder)) for _ in range(2))
+        self.urls: dict[str, str] = {}  # by queue
+        self.dead_letters: dict[str, str] = {}
         self.sent: dict[str, str] = {}
+        self.queue_of: dict[str, str] = {}
         self.persons: dict[str, None] = {}  # in the order in which they came
         self.asked: set[str] = set()
         self.to_erase: set[str] = set()
@@ -280,6 +341,8 @@ class Run:
         self.log_read = 0  # bytes of the server's log
         self.jobs: list[Job] = []
         self.endings: list[tuple[str, int, str]] = []
+        self.revealed: list[tuple[str, str]] = []  # tokens, and what was recovered
+        self.is_pooled = self.is_frozen = False
         self.findings: list[str] = []
         self.seen: Seen | None = None  # when it last settled
         self.under_way = contextlib.ExitStack()
@@ -315,7 +378,8 @@ class Run:
             # would hand them out again. After a checkpoint it does.
             self.query("checkpoint")
             self.query(self.planted)
-            self.url, self.dead_letters = create_queues(sqs)
+            for queue in QUEUES:
+                self.urls[queue], self.dead_letters[queue] = create_queues(sqs, queue)
             self.began = self.round_began = time.monotonic()
             try:
                 yield
@@ -326,7 +390,7 @@ class Run:
                         os.kill(job.process.pid, signal.SIGKILL)
                 for job in self.jobs:
                     wait(lambda process=job.process: process.poll() is not None, 30)
-                for url in (self.url, self.dead_letters):
+                for url in (*self.urls.values(), *self.dead_letters.values()):
                     sqs.delete_queue(QueueUrl=url)
 
     def do(self, event: Event) -> None:
@@ -358,10 +422,15 @@ class Run:
     def heal(self) -> None:
         self.under_way.close()
         self.ends = []
+        self.query(CALM)  # what a fault could not end while the server was away
+
+    def thaw(self) -> None:
+        self.place.signal_postgres(signal.SIGCONT)
+        self.is_frozen = False
 
     # Programs.
 
-    def start(self, name: str, *steps: Step, then: Callable[[int], None] = lambda status: None) -> None:
+    def start(self, name: str, *steps: Step, then: Callable[[int, str], None] = lambda status, said: None) -> None:
         job = Job(name, list(steps), then)
         self.jobs.append(job)
         self.next_step(job)
@@ -373,12 +442,15 @@ class Run:
         job.output.touch()
         target = self.folder / f"{number}-target"
         environment = self.place.env(step.login) | {"DBT_TARGET_PATH": str(target), "DBT_LOG_PATH": str(target)}
+        if self.is_pooled and step.program == "loader":
+            environment["PGPORT"] = str(self.place.pool)
         if step.program == "dbt":
             job.process = self.dbt.start(step.arguments, environment, job.output)
         else:
-            with job.output.open("wb") as output:
+            printed = self.secrets / job.output.name if step.is_secret else job.output
+            with job.output.open("ab") as output, printed.open("ab") as stdout:
                 command = [sys.executable, *step.arguments]
-                job.process = subprocess.Popen(command, cwd=self.root, env=environment, stdout=output, stderr=output)
+                job.process = subprocess.Popen(command, cwd=self.root, env=environment, stdout=stdout, stderr=output)
 
     def ended(self, job: Job, status: int) -> None:
         program, said = job.running.program, job.output.read_text(errors="replace")
@@ -392,7 +464,8 @@ class Run:
             self.next_step(job)
         else:
             self.jobs.remove(job)
-            job.then(status)
+            is_shown = job.running.is_secret and status == 0
+            job.then(status, (self.secrets / job.output.name).read_text() if is_shown else said)
 
     def alive(self, name: str) -> list[Job]:
         return [job for job in self.jobs if job.name == name]
@@ -433,7 +506,9 @@ class Run:
                 self.write({"found": finding})
 
     def query(self, sql: str, *parameters: Any) -> list[tuple]:
-        """As the superuser, past the proxy. Raises psycopg2.Error where the server is away."""
+        """As the superuser, past the proxy. Raises psycopg2.Error where the server is away; waits for nothing."""
+        if self.is_frozen:
+            raise psycopg2.OperationalError("frozen")
         options = {"connect_timeout": 2, "options": "-c statement_timeout=5s"}
         with contextlib.closing(self.database.connect(SUPERUSER, **options)) as connection, connection:
             cursor = connection.cursor()
@@ -455,7 +530,8 @@ class Run:
 
     def waiting(self) -> tuple[int, int, int]:
         """Messages on the queue, in flight, and on the dead-letter queue."""
-        return *self.counters(self.url), sum(self.counters(self.dead_letters))
+        there, in_flight = map(sum, zip(*map(self.counters, self.urls.values()), strict=True))
+        return there, in_flight, sum(sum(self.counters(url)) for url in self.dead_letters.values())
 
     def counters(self, url: str) -> tuple[int, int]:
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
@@ -463,13 +539,14 @@ class Run:
         return int(attributes[names[0]]), int(attributes[names[1]])
 
 
-def create_queues(sqs: Any) -> tuple[str, str]:
+def create_queues(sqs: Any, name: str) -> tuple[str, str]:
     """The queue and its dead-letter queue, where nothing should come: no fault of the servers is a message's."""
-    dead_letters = sqs.create_queue(QueueName=f"{QUEUE}-dlq")["QueueUrl"]
+    fifo = {"FifoQueue": "true"} if name.endswith(".fifo") else {}
+    dead_letters = sqs.create_queue(QueueName=f"dlq-{name}", Attributes=fifo)["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=dead_letters, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 1000})
-    attributes = {"VisibilityTimeout": "3", "RedrivePolicy": policy}
-    return sqs.create_queue(QueueName=QUEUE, Attributes=attributes)["QueueUrl"], dead_letters
+    attributes = {"VisibilityTimeout": "3", "RedrivePolicy": policy} | fifo
+    return sqs.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"], dead_letters
 
 
 def wait(condition: Callable[[], Any], seconds: float) -> bool:
@@ -500,30 +577,51 @@ UGLY = [
 ]
 
 
-@entry(ACTIONS, weight=10, number=one_of(10, 30, 60), events=whole(1, 4), ugly=whole(0, len(UGLY) * 2))
-def send(run: Run, number: int, events: int, ugly: int) -> None:
+@entry(
+    ACTIONS,
+    weight=10,
+    number=one_of(10, 30, 60),
+    events=whole(1, 4),
+    ugly=whole(0, len(UGLY) * 2),
+    queue=one_of(*ANY_QUEUE),
+)
+def send(run: Run, number: int, events: int, ugly: int, queue: str = QUEUES[0]) -> None:
     """Bodies of few seeds, so that persons return and bodies are sent again."""
-    put(run, [event.body for event in generate(number, events)] + UGLY[ugly : ugly + 1])
+    put(run, [event.body for event in generate(number, events)] + UGLY[ugly : ugly + 1], queue)
 
 
-def put(run: Run, bodies: Iterable[str]) -> None:
+def put(run: Run, bodies: Iterable[str], queue: str) -> None:
     for batch in queues.batches(bodies):
         entries = [{"Id": str(n), "MessageBody": body} for n, body in enumerate(batch)]
-        answer = run.place.sqs.send_message_batch(QueueUrl=run.url, Entries=entries)
+        if queue.endswith(".fifo"):
+            for n, each in enumerate(entries):
+                each |= {"MessageGroupId": f"group-{n % 3}", "MessageDeduplicationId": str(uuid.uuid4())}
+        answer = run.place.sqs.send_message_batch(QueueUrl=run.urls[queue], Entries=entries)
         assert not answer.get("Failed")
         for each in answer["Successful"]:
             body = batch[int(each["Id"])]
-            run.sent[each["MessageId"]] = body
+            run.sent[each["MessageId"]], run.queue_of[each["MessageId"]] = body, queue
             if oracle.reason(body) is None:
                 run.persons[json.loads(body)["user_id"]] = None
 
 
-@entry(ACTIONS, weight=3, workers=whole(1, 6), flush=one_of(5, 20, 100), client=one_of("lean", "lean", "boto3"))
-def loader(run: Run, workers: int, flush: int, client: str) -> None:
+@entry(
+    ACTIONS,
+    weight=3,
+    workers=whole(1, 6),
+    flush=one_of(5, 20, 100),
+    client=one_of("lean", "lean", "boto3"),
+    queue=one_of(*ANY_QUEUE),
+)
+def loader(run: Run, workers: int, flush: int, client: str, queue: str = QUEUES[0]) -> None:
     if len(run.alive("loader")) < 6:
-        options = ["--follow", "--give-up-after", "60", "--client", client]
-        options += ["--workers", str(workers), "--flush", str(flush)]
-        run.start("loader", Step("loader", "loader_user", ["-m", "loader", "load", *options]))
+        start_loader(run, workers, flush, client, queue)
+
+
+def start_loader(run: Run, workers: int, flush: int, client: str, queue: str) -> None:
+    options = ["--follow", "--give-up-after", "60", "--client", client, "--queue-name", queue]
+    options += ["--workers", str(workers), "--flush", str(flush)]
+    run.start("loader", Step("loader", "loader_user", ["-m", "loader", "load", *options]))
 
 
 @entry(ACTIONS, weight=1, which=WHICH)
@@ -560,7 +658,7 @@ def forget(run: Run, which: float) -> None:
     run.start(
         "forget",
         Step("privacy", "privacy_officer_user", command),
-        then=lambda status: run.to_erase.update(theirs) if status == 0 else None,
+        then=lambda status, said: run.to_erase.update(theirs) if status == 0 else None,
     )
 
 
@@ -584,6 +682,57 @@ def migrations(run: Run) -> None:
 def rotate_key(run: Run) -> None:
     if not run.alive("rotate_key"):
         run.start("rotate_key", *ROTATION)
+
+
+OFFICER = "privacy_officer_user"
+
+
+@entry(ACTIONS, weight=1, which=WHICH)
+def reveal(run: Run, which: float) -> None:
+    """Where two persons are required, another one approves the request, which is then made good."""
+    try:
+        tokens = run.query("select token from privacy.originals order by token")
+    except psycopg2.Error:
+        return
+    if not tokens:
+        return
+    [token] = tokens[int(which * len(tokens))]
+
+    def ask(*arguments: str, then: Callable[[int, str], None] = lambda status, said: None) -> None:
+        step = Step("privacy", OFFICER, ["-m", "privacy", "reveal", *arguments], is_secret=True)
+
+        def ended(status: int, said: str) -> None:
+            if status == 0:
+                run.revealed.append((token, said.strip()))
+            then(status, said)
+
+        run.start("reveal", step, then=ended)
+
+    def approve(status: int, said: str) -> None:
+        if waiting := re.search(r"request ([0-9]+) waits for the approval", said):
+            step = Step("privacy", SUPERUSER, ["-m", "privacy", "approve", waiting[1]])
+            run.start("approve", step, then=lambda status, said: status or ask("--request", waiting[1]))
+
+    ask("--token", token, "--reason", REASON, then=approve)
+
+
+@entry(ACTIONS, weight=0.5, required=one_of("yes", "no"))
+def two_persons(run: Run, required: str) -> None:
+    run.start("two_persons", Step("privacy", "migrator", ["-m", "privacy", "require-two-persons", required]))
+
+
+@entry(ACTIONS, weight=1)
+def report(run: Run) -> None:
+    """What analysts read."""
+    if not run.alive("report"):
+        page = run.folder / f"{time.monotonic_ns()}.html"
+        run.start("report", Step("report", "analyst_user", ["-m", "report", "--output", str(page)]))
+
+
+@entry(ACTIONS, weight=0)
+def pool(run: Run) -> None:
+    """Loaders of this run come through PgBouncer, where it is installed."""
+    run.is_pooled = run.place.pool is not None
 
 
 # Faults.
@@ -617,21 +766,83 @@ def freeze(run: Run, which: float) -> Iterator[None]:
 @entry(FAULTS, weight=1, lasts=between(0, 4), mode=one_of("fast", "immediate"))
 @contextlib.contextmanager
 def postgres_stopped(run: Run, mode: str) -> Iterator[None]:
+    run.thaw()
     run.place.stack.stop_postgres(mode)
     yield
     run.place.stack.start_postgres()
+
+
+@entry(FAULTS, weight=1, lasts=between(0.5, 5))
+@contextlib.contextmanager
+def postgres_frozen(run: Run) -> Iterator[None]:
+    """All its processes: connections are made, and nothing answers."""
+    run.is_frozen = True
+    run.place.signal_postgres(signal.SIGSTOP)
+    yield
+    run.thaw()
+
+
+CUT = """
+    select pg_terminate_backend(pid) from pg_stat_activity
+    where usename like %s and pid <> pg_backend_pid() and backend_type = 'client backend'
+"""
 
 
 @entry(FAULTS, weight=1, login=one_of("loader_user", "transformer_user", "%"))
 @contextlib.contextmanager
 def connections_cut(run: Run, login: str) -> Iterator[None]:
     with contextlib.suppress(psycopg2.Error):
-        run.query(
-            "select pg_terminate_backend(pid) from pg_stat_activity"
-            " where usename like %s and pid <> pg_backend_pid() and backend_type = 'client backend'",
-            login,
-        )
+        run.query(CUT, login)
     yield
+
+
+IMPATIENT = ("loader_user", "transformer_user", "migrator", OFFICER, "analyst_user")
+CALM = f"alter database {DATABASE} connection limit -1;"
+CALM += ";".join(f"alter role {login} in database {DATABASE} reset all" for login in IMPATIENT)
+
+
+@contextlib.contextmanager
+def altered(run: Run, sql: str, login: str) -> Iterator[None]:
+    """Settings are for connections that are made from now on."""
+    with contextlib.suppress(psycopg2.Error):
+        run.query(sql)
+        run.query(CUT, login)
+    yield
+    with contextlib.suppress(psycopg2.Error):
+        run.query(CALM)
+
+
+@entry(FAULTS, weight=1, in_short_runs=False, lasts=between(0.5, 5), left=one_of(0, 64, 1024))
+@contextlib.contextmanager
+def disk_full(run: Run, left: int) -> Iterator[None]:
+    """But for so many KiB: that of the tables, where they have one of their own."""
+    if not run.place.disk:
+        yield
+        return
+    filler = run.place.disk / "filler"
+    free = os.statvfs(run.place.disk)
+    size = free.f_bavail * free.f_bsize - left * 1024
+    with contextlib.suppress(OSError), filler.open("ab") as file:
+        os.posix_fallocate(file.fileno(), file.tell(), max(size, 1))
+    yield
+    filler.unlink(missing_ok=True)
+
+
+@entry(FAULTS, weight=1, lasts=between(0.5, 4), left=one_of(0, 1, 3))
+def out_of_connections(run: Run, left: int) -> contextlib.AbstractContextManager:
+    return altered(run, f"alter database {DATABASE} connection limit {left}", "%")
+
+
+@entry(
+    FAULTS,
+    weight=2,
+    lasts=between(1, 6),
+    login=one_of(*IMPATIENT),
+    setting=one_of("statement_timeout", "lock_timeout"),
+    milliseconds=one_of(20, 200, 1000),
+)
+def timeouts(run: Run, login: str, setting: str, milliseconds: int) -> contextlib.AbstractContextManager:
+    return altered(run, f"alter role {login} in database {DATABASE} set {setting} = {milliseconds}", login)
 
 
 @entry(
@@ -719,7 +930,7 @@ def start(run: Run) -> None:
 
 
 def settle(run: Run) -> None:
-    """All faults end. The loaders that are left, or one, have to do what is left; and then every invariant holds."""
+    """All faults end. Loaders have to do what is left, and all else has to end; and then every invariant holds."""
     run.heal()
     run.dbt_goes_on = False
     if not run.finish(lambda job: job.name != "loader", 2 * SETTLES_WITHIN):
@@ -727,8 +938,8 @@ def settle(run: Run) -> None:
     if run.query("select masking.is_rotation_open()") == [(True,)]:
         run.start("rotate_key", *ROTATION)  # as the README says: it goes on where it stopped
         run.finish(lambda job: job.name == "rotate_key", 2 * SETTLES_WITHIN)
-    if not run.alive("loader"):
-        loader(run, workers=2, flush=100, client="lean")
+    for queue in QUEUES:
+        start_loader(run, workers=2, flush=100, client="lean", queue=queue)
 
     began = time.monotonic()
     if not run.wait(lambda: not any(run.waiting()[:2]), SETTLES_WITHIN):
@@ -739,9 +950,10 @@ def settle(run: Run) -> None:
     run.finish(lambda job: True, 60)
     erase_again(run)
     last: list[int] = []
-    run.start("dbt", Step("dbt", DBT, ["run"]), then=last.append)
+    run.start("dbt", Step("dbt", DBT, ["run"]), then=lambda status, said: last.append(status))
     run.finish(lambda job: True, 60)
-    run.start("status", Step("status", "monitor_user", ["-m", "loader", "status"]), then=last.append)
+    status = Step("status", "monitor_user", ["-m", "loader", "status"])
+    run.start("status", status, then=lambda status, said: last.append(status))
     if not run.finish(lambda job: True, 60) or last != [0, 0] or time.monotonic() - began > SETTLES_WITHIN:
         run.found([f"settles: not all is well two minutes after the last fault (dbt and status ended with {last})"])
 
@@ -755,9 +967,10 @@ def settle(run: Run) -> None:
 def bring_back(run: Run) -> None:
     """What was erased, as a redrive does: under new ids. No row of it may come into raw."""
     erased = run.query("select distinct message_id from privacy.erased_messages where body_mac is not null")
-    bodies = sorted({run.sent[message_id] for (message_id,) in erased if message_id in run.sent})[:20]
+    bodies = sorted({(run.queue_of[each], run.sent[each]) for (each,) in erased if each in run.sent})[:20]
     before = set(run.sent)
-    put(run, bodies)
+    for queue, body in bodies:
+        put(run, [body], queue)
     run.wait(lambda: not any(run.waiting()[:2]), SETTLES_WITHIN)
     there = run.query(
         "select count(*) from raw.sqs_messages where message_id = any(%s)", list(run.sent.keys() - before)
@@ -795,6 +1008,7 @@ def observed(run: Run) -> dict[str, Any]:
         "persons_left": Needles({"person": [each.encode() for each in run.asked]}).found_in(places + plain),
         "leaks": Needles(secrets).found_in(places + files),
         "endings": run.endings,
+        "revealed": run.revealed,
         "waiting": run.waiting(),
     }
 
@@ -837,7 +1051,7 @@ def main(seed: int, minutes: float, seeds: int, replay: Path | None, is_shrunk: 
     """Everything fails at random, by seed, and what must hold is looked at. Exit status 1 when something does not."""
     pytest_configure()  # nothing of the caller's
     failed = 0
-    with temporary_place() as place:
+    with temporary_place(with_small_disk=True) as place:
         for number in range(seed, seed + (1 if replay else seeds)):
             plan = read_plan(replay) if replay else make_plan(number, minutes * 60)
             name = replay.stem if replay else f"chaos-{number}"

@@ -12,14 +12,14 @@ from typing import Any
 
 from psycopg2.extras import DictCursor
 
-from loader.errors import LoaderError
+from loader.text import visible
 from tests import oracle
 
 
 @dataclass(frozen=True)
 class Seen:
     sent: dict[str, str]  # bodies, by message id
-    raw: list[dict]  # message_id, body, load_id
+    raw: list[dict]  # message_id, body, load_id, message_group_id, sequence_number
     loads: list[dict]  # load_id, received, landed, duplicates, is_old: whether a purge may have been there
     tombstones: list[dict]  # message_id, load_id, was_in_raw
     purged: int
@@ -27,18 +27,20 @@ class Seen:
     logins: list[dict]
     rejected: list[dict]  # message_id, reason
     originals: set[tuple[str, str]]  # kind and token
+    audit: list[dict]  # id, action, about, token, login
     keys: dict[str, list[bytes]]
     key_versions: dict[str, list[int]]  # by table
     to_erase: set[str] = frozenset()  # messages that were in raw when an erasure began that succeeded
     may_erase: set[str] = frozenset()  # those of everybody whose erasure was asked for
     persons_left: list[str] = ()  # places in which somebody erased can be found
     leaks: list[str] = ()
+    revealed: list[tuple[str, str]] = ()  # tokens, and what was recovered: its kind, a blank and the value
     endings: list[tuple[str, int, str]] = ()  # of programs that nobody killed: name, status, what it said
     waiting: tuple[int, int, int] = (0, 0, 0)  # on the queue, in flight, on the dead-letter queue
 
 
 QUERIES = {
-    "raw": "select message_id, body, load_id from raw.sqs_messages",
+    "raw": "select message_id, body, load_id, message_group_id, sequence_number from raw.sqs_messages",
     "loads": """
         select load_id, received, landed, duplicates, loaded_at < now() - interval '28 days' as is_old from raw.loads
     """,
@@ -49,13 +51,19 @@ QUERIES = {
         select
             message_id, user_id, device_type, locale, app_version, masked_ip, masked_device_id
         from analytics.user_logins
+        union all
+        select
+            message_id, user_id, device_type, locale, app_version, masked_ip, masked_device_id
+        from analytics.user_signups
     """,
     "rejected": "select message_id, reason from analytics.rejected_messages",
     "originals": "select kind, token from privacy.originals",
+    "audit": "select id, action, about, token, login from privacy.audit order by id",
     "keys": "select kind, array_agg(key order by version) as keys from masking.keys group by kind",
     "key_versions": """
         select 'staging' as place, array_agg(distinct mask_key_version) as versions from staging.int_messages__masked
-        union all select 'analytics', array_agg(distinct mask_key_version) from analytics.user_logins
+        union all select 'logins', array_agg(distinct mask_key_version) from analytics.user_logins
+        union all select 'signups', array_agg(distinct mask_key_version) from analytics.user_signups
         union all select 'originals', array_agg(distinct key_version) from privacy.originals
     """,
 }
@@ -90,6 +98,7 @@ ALWAYS = {
         select
             (select count(distinct mask_key_version) > 1 from staging.int_messages__masked)::integer
             + (select count(distinct mask_key_version) > 1 from analytics.user_logins)::integer
+            + (select count(distinct mask_key_version) > 1 from analytics.user_signups)::integer
             + (select count(distinct key_version) > 1 from privacy.originals)::integer
     """,
     "erased_persons_are_gone": """
@@ -154,6 +163,16 @@ def ledger_and_raw_agree(seen: Seen) -> Iterator[str]:
 
 
 @invariant
+def fifo_groups_keep_their_order(seen: Seen) -> Iterator[str]:
+    last: dict[str, int] = {}
+    in_order = sorted((row for row in seen.raw if row["message_group_id"]), key=lambda row: int(row["sequence_number"]))
+    for row in in_order:
+        if row["load_id"] < last.get(row["message_group_id"], 0):
+            yield f"{row['message_id']} landed before one that came earlier in its group"
+        last[row["message_group_id"]] = row["load_id"]
+
+
+@invariant
 def each_message_has_one_outcome(seen: Seen) -> Iterator[str]:
     outcomes = Counter(ids(seen.logins)) + Counter(ids(seen.rejected))
     yield from counted("in raw and not taken by dbt", set(ids(seen.raw)) - set(seen.taken))
@@ -209,11 +228,41 @@ def originals_are_those_of_what_is_published(seen: Seen) -> Iterator[str]:
 
 
 @invariant
+def every_recovery_is_in_the_audit(seen: Seen) -> Iterator[str]:
+    by_id = {row["id"]: row for row in seen.audit}
+    handed_out = [row for row in seen.audit if row["action"] == "original handed out"]
+    recovered = Counter(token for token, _ in seen.revealed)
+    if missing := (recovered - Counter(row["token"] for row in handed_out)).total():
+        yield f"{missing} recoveries are not in the audit"
+    for row in handed_out:
+        request = by_id.get(row["about"])
+        if not request or request["action"] != "recovery requested" or request["token"] != row["token"]:
+            yield f"audit {row['id']}: nobody asked for what was handed out"
+            continue
+        since = [each for each in seen.audit if each["id"] < row["id"]]
+        rules = [each for each in since if each["action"] in ("two persons required", "one person suffices")]
+        during = [each["action"] for each in rules if each["id"] > request["id"]]
+        during += [each["action"] for each in rules if each["id"] < request["id"]][-1:]
+        approvals = [each for each in since if each["action"] == "recovery approved" and each["about"] == request["id"]]
+        if set(during) == {"two persons required"} and not {each["login"] for each in approvals} - {request["login"]}:
+            yield f"audit {row['id']}: handed out without the approval of another officer"
+    if not seen.revealed:
+        return
+    versions = range(1, max(map(len, seen.keys.values())) + 1)
+    right = {
+        (oracle.token(seen.keys[kind][:version], value), f"{kind} {visible(value)}")
+        for kind, value in {each for body in seen.sent.values() for each in oracle.masked_values(body)}
+        for version in versions
+    }
+    if wrong := len(set(seen.revealed) - right):
+        yield f"{wrong} recovered originals are not what was sent"
+
+
+@invariant
 def nothing_plain_is_anywhere_else(seen: Seen) -> Iterator[str]:
     yield from counted("places", seen.leaks)
 
 
-LOADER = {each.exit_status for each in LoaderError.__subclasses__()}
 # How a program may end while everything fails around it: of the README's table, what fits. A database that is away, out
 # of room or ending statements; of privacy, what a function refuses; of dbt, models that failed, or no connection.
 FITTING = {
@@ -221,6 +270,7 @@ FITTING = {
     "privacy": {0, 1, 3, 13, 15, 16},
     "migrations": {0, 3, 5, 13, 15},
     "dbt": {0, 1, 2},
+    "report": {0, 3, 13, 15},
     "status": {0},
 }
 SENTENCE = re.compile(r"\w.*[.!?)…]", re.MULTILINE)

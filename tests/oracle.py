@@ -145,9 +145,18 @@ def token(keys, text):
     return text
 
 
+def masked_values(body):
+    """Kind and canonical form of each; nothing of a message that is rejected."""
+    if reason(body) is not None:
+        return []
+    [event] = parse(body)
+    return [("ip", address(event["ip"])), ("device_id", identifier(event["device_id"]))]
+
+
 def login(body, keys):
     """What is published of an accepted message, by column; `keys` are lists, by kind."""
     [event] = parse(body)
+    (_, ip), (_, device_id) = masked_values(body)
     major, minor, patch, *_ = *map(int, event["app_version"].split(".")), 0, 0
     locale = event.get("locale") or ""
     return {
@@ -155,6 +164,6 @@ def login(body, keys):
         "device_type": event["device_type"],
         "locale": locale if locale.strip(BLANKS) else None,
         "app_version": major * 1_000_000 + minor * 1_000 + patch,
-        "masked_ip": token(keys["ip"], address(event["ip"])),
-        "masked_device_id": token(keys["device_id"], identifier(event["device_id"])),
+        "masked_ip": token(keys["ip"], ip),
+        "masked_device_id": token(keys["device_id"], device_id),
     }

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from tests import chaos
-from tests.conftest import ROOT
 from tests.invariants import ALWAYS, INVARIANTS, Seen, broken
 from tests.pipeline import land
+from tests.signups import copy_programs
 
-SECONDS = 8
+SECONDS = 6
 SEEDS = (1, 2)
 LOGIN = '{{"user_id": "u{}", "app_version": "1.0", "device_type": "ios", "ip": "192.0.2.1", "device_id": "d"}}'
 
@@ -26,31 +25,58 @@ def place():
         yield place
 
 
-def play(place, seed, history=Path(os.devnull), at_once=False, **options) -> chaos.Run:
-    run = chaos.Run(place, history, **options)
-    run.play(chaos.make_plan(seed, SECONDS), at_once)
-    return run
-
-
-@pytest.fixture(scope="module")
-def runs(place) -> dict[int, chaos.Run]:
-    return {}
-
-
 @pytest.mark.parametrize("seed", SEEDS)
-def test_everything_fails_at_random_and_every_invariant_holds(place, runs, seed, tmp_path):
-    runs[seed] = play(place, seed, tmp_path / "history.jsonl")
+def test_everything_fails_at_random_and_every_invariant_holds(place, seed, tmp_path):
+    run, plan = chaos.Run(place, tmp_path / "history.jsonl"), chaos.make_plan(seed, SECONDS)
 
-    assert runs[seed].findings == []
-    assert len(runs[seed].sent) > 100
-    # what can be replayed
-    assert chaos.read_plan(tmp_path / "history.jsonl") == chaos.make_plan(seed, SECONDS)
+    assert run.play(plan) == []
+
+    assert len(run.sent) > 50
+    assert chaos.read_plan(tmp_path / "history.jsonl") == plan  # what can be replayed
+
+
+# Plans of what has to happen for some defect to show.
+
+
+def plan_of(*events: chaos.Event) -> list[chaos.Event]:
+    """After a first load of each queue."""
+    begin = [
+        {"at": 0.0, "do": action, "queue": queue} | parameters
+        for queue in chaos.QUEUES
+        for action, parameters in (("send", SEND), ("loader", LOADER))
+    ]
+    return [*begin, {"at": 0.0, "do": "start"}, *sorted(events, key=lambda event: event["at"])]
+
+
+SEND = {"number": 30, "events": 1, "ugly": 6}
+LOADER = {"workers": 2, "flush": 5, "client": "lean"}
+
+
+def erasures() -> list[chaos.Event]:
+    return plan_of(*({"at": 1.0 + n, "do": "forget", "which": n / 4} for n in range(3)))
+
+
+def killed_loaders() -> list[chaos.Event]:
+    """Most of them on their way to a commit."""
+    slow = {"at": 0.0, "do": "slow_lines", "lasts": 9, "step": "COMMIT", "every": 1, "seconds": 0.5}
+    times = [0.7 * n for n in range(1, 8)]
+    events = [{"do": "send"} | SEND, {"do": "kill", "which": 0.0}, {"do": "loader"} | LOADER]
+    return plan_of(slow, *({"at": at} | event for at in times for event in events))
+
+
+def late_commits(seconds: float) -> list[chaos.Event]:
+    """Small loads of several loaders, of which every other one is long on its way to its commit."""
+    slow = {"at": 0.0, "do": "slow_lines", "lasts": seconds, "step": "COMMIT", "every": 2, "seconds": 0.5}
+    loaders = [{"at": 0.0, "do": "loader"} | LOADER] * 2
+    sends = [{"at": n / 2, "do": "send"} | SEND for n in range(1, int(seconds) * 2)]
+    return plan_of(slow, *loaders, *sends)
 
 
 @pytest.fixture(scope="module")
-def seen(place, runs) -> Seen:
+def seen(place) -> Seen:
     """After a run in which somebody was erased."""
-    run = runs.get(SEEDS[0]) or play(place, SEEDS[0])
+    run = chaos.Run(place, Path(os.devnull))
+    assert run.play(erasures()) == []
     assert run.seen.tombstones
     return run.seen
 
@@ -63,6 +89,20 @@ def changed_first(rows, **values):
     return [rows[0] | values, *rows[1:]]
 
 
+def in_group(sequence_number, load_id):
+    row = {"message_id": f"in-a-group-{sequence_number}", "body": "", "message_group_id": "overtaken"}
+    return row | {"sequence_number": str(sequence_number), "load_id": load_id}
+
+
+TOKEN = "0" * 64
+
+
+def audited(*actions):
+    """Each about the one before, by the same officer."""
+    row = {"token": TOKEN, "login": "privacy_officer_user"}
+    return [row | {"id": n, "action": action, "about": n - 1} for n, action in enumerate(actions, 1)]
+
+
 def ended(*ending):
     return lambda seen: {"endings": [ending]}
 
@@ -71,7 +111,7 @@ def ended(*ending):
 FALSIFIED = {
     "what_is_sent_has_landed": {
         "lost": lambda seen: {"sent": seen.sent | {"lost": "{}"}},
-        "never-sent": lambda seen: {"sent": dict(list(seen.sent.items())[1:])},
+        "never-sent": lambda seen: {"raw": changed_first(seen.raw, message_id="nobody's")},
         "twice": lambda seen: {"raw": [*seen.raw, seen.raw[0]]},
         "purged": lambda seen: {"purged": seen.purged + 1},
     },
@@ -81,6 +121,9 @@ FALSIFIED = {
         "less": lambda seen: {"raw": without_first(seen.raw)},
         "more": lambda seen: {"raw": [*seen.raw, seen.raw[0]]},
         "sum": lambda seen: {"loads": changed_first(seen.loads, received=10**9)},
+    },
+    "fifo_groups_keep_their_order": {
+        "overtaken": lambda seen: {"raw": [*seen.raw, *map(in_group, (1, 2), (9, 8))]},
     },
     "each_message_has_one_outcome": {
         "not-taken": lambda seen: {"taken": without_first(seen.taken)},
@@ -99,7 +142,7 @@ FALSIFIED = {
     "erased_persons_are_gone": {
         "not-erased": lambda seen: {"to_erase": {*seen.to_erase, seen.raw[0]["message_id"]}},
         "too-much": lambda seen: {"may_erase": set()},
-        "in-raw": lambda seen: {"raw": [*seen.raw, seen.tombstones[0] | {"body": ""}]},
+        "in-raw": lambda seen: {"raw": changed_first(seen.raw, message_id=seen.tombstones[0]["message_id"])},
         "published": lambda seen: {"rejected": [*seen.rejected, seen.tombstones[0] | {"reason": ""}]},
         "same-body": lambda seen: {
             "raw": changed_first(seen.raw, body=seen.sent[seen.tombstones[0]["message_id"]]),
@@ -109,6 +152,17 @@ FALSIFIED = {
     "originals_are_those_of_what_is_published": {
         "missing": lambda seen: {"originals": set(list(seen.originals)[1:])},
         "left": lambda seen: {"originals": {*seen.originals, ("ip", "0" * 64)}},
+    },
+    "every_recovery_is_in_the_audit": {
+        "missing": lambda seen: {"revealed": [(TOKEN, "")]},
+        "not-asked-for": lambda seen: {"audit": audited("recovery approved", "original handed out")},
+        "not-approved": lambda seen: {
+            "audit": audited("two persons required", "recovery requested", "original handed out")
+        },
+        "another-value": lambda seen: {
+            "audit": audited("recovery requested", "original handed out"),
+            "revealed": [(TOKEN, "ip 192.0.2.99")],
+        },
     },
     "nothing_plain_is_anywhere_else": {"leak": lambda seen: {"leaks": ["output 1-loader.log: ip, plain"]}},
     "programs_end_with_a_status_and_a_sentence": {
@@ -177,10 +231,8 @@ def test_what_always_holds_is_looked_at_all_the_time(place):
 
 
 @pytest.fixture
-def programs(tmp_path) -> Path:
-    for name in ("dbt_project", "loader", "migrations", "privacy"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("target", "logs", "__pycache__"))
-    return tmp_path
+def programs(place, tmp_path) -> Path:
+    return copy_programs(place.root, tmp_path)
 
 
 def plant(file: Path, was: str, becomes: str) -> None:
@@ -189,21 +241,16 @@ def plant(file: Path, was: str, becomes: str) -> None:
     file.write_text(text.replace(was, becomes))
 
 
+def findings(place, plan: list[chaos.Event], **planted) -> set[str]:
+    """Which invariants are broken, one of them at least as soon as it is seen."""
+    return set(map(chaos.name_of, chaos.Run(place, Path(os.devnull), **planted).play(plan, at_once=True)))
+
+
 def test_a_loader_that_deletes_before_it_commits_is_found(place, programs):
     landing = "    landing = run.database.land(run.queue.name, list(batch.messages.values()))\n"
     plant(programs / "loader/load.py", landing, "    run.queue.delete(list(batch.messages.values()))\n" + landing)
 
-    found = play(place, 1, at_once=True, root=programs).findings
-
-    assert "what_is_sent_has_landed" in map(chaos.name_of, found)
-
-
-def late_commits(seconds: float) -> list[chaos.Event]:
-    """Small loads of several loaders, of which every other one is long on its way to its commit."""
-    loaders = [{"at": 0.0, "do": "loader", "workers": 2, "flush": 5, "client": "lean"}] * 3
-    slow = {"at": 0.0, "do": "slow_lines", "lasts": seconds, "step": "COMMIT", "every": 2, "seconds": 0.5}
-    times = [n / 2 for n in range(1, int(seconds) * 2)]
-    return [slow, *loaders, *({"at": at, "do": "send", "number": 30, "events": 1, "ugly": 99} for at in times)]
+    assert "what_is_sent_has_landed" in findings(place, killed_loaders(), root=programs)
 
 
 def test_a_cursor_that_is_read_inside_the_scanning_statement_is_found(place, programs):
@@ -214,18 +261,13 @@ def test_a_cursor_that_is_read_inside_the_scanning_statement_is_found(place, pro
         "{{ return('(select raw.safe_load_id() from pg_sleep(1))') }}",
     )
     with place.dbt_server(programs / "dbt_project") as dbt:
-        run = chaos.Run(place, Path(os.devnull), root=programs, dbt=dbt)
-        found = run.play(late_commits(30), at_once=True)
-
-    assert "the_cursor_skips_nothing" in map(chaos.name_of, found)
+        assert "the_cursor_skips_nothing" in findings(place, late_commits(30), root=programs, dbt=dbt)
 
 
 def test_a_tombstone_that_is_passed_over_is_found(place):
     planted = "alter table raw.sqs_messages disable trigger erase_again"
 
-    found = play(place, 1, at_once=True, planted=planted).findings
-
-    assert "erased_persons_are_gone" in map(chaos.name_of, found)
+    assert "erased_persons_are_gone" in findings(place, erasures(), planted=planted)
 
 
 # The plan, and the command.
@@ -247,7 +289,7 @@ def test_a_plan_is_shrunk_to_what_it_fails_of():
 
 
 def test_a_run_that_fails_says_how_to_see_it_again_and_is_shrunk(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(chaos, "temporary_place", lambda: contextlib.nullcontext(place))
+    monkeypatch.setattr(chaos, "temporary_place", lambda **_: contextlib.nullcontext(place))
     monkeypatch.setattr(chaos, "pytest_configure", lambda: None)
     monkeypatch.setattr(chaos.Run, "play", lambda run, plan: [f"settles: {e['do']}" for e in plan if e["do"] == "kill"])
 

@@ -4,9 +4,6 @@ import base64
 import contextlib
 import gzip
 import json
-import os
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,62 +22,24 @@ from tests import faults
 from tests.conftest import administration
 from tests.faults import always, on
 from tests.loading import Loading, a_loading, end, until
+from tests.pgbouncer import PGBOUNCER, pgbouncer
 
 loading = pytest.fixture(a_loading)
 both_clients = pytest.mark.parametrize("client", ["lean", "boto3"])
 
 # A pool of connections.
 
-PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
-
 
 @pytest.fixture
-def pooled(loading: Loading, tmp_path_factory) -> Iterator[Loading]:
+def pooled(loading: Loading) -> Iterator[Loading]:
     """Loaders come to the database through PgBouncer in transaction mode, over three connections."""
     if not PGBOUNCER:
         pytest.skip("PgBouncer is not here: apt install pgbouncer")
-    folder = tmp_path_factory.mktemp("pgbouncer")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
     env = loading.env
-    (folder / "users").write_text(f'"{env["PGUSER"]}" "{env["PGPASSWORD"]}"\n')
-    (folder / "pgbouncer.ini").write_text(
-        f"""
-        [databases]
-        * = host=127.0.0.1 port={env["PGPORT"]}
-        [pgbouncer]
-        listen_addr = 127.0.0.1
-        listen_port = {port}
-        unix_socket_dir =
-        auth_type = plain
-        auth_file = {folder}/users
-        pool_mode = transaction
-        default_pool_size = 3
-        server_round_robin = 1
-        logfile = {folder}/log
-        """.replace("        ", "")
-    )
-    as_another = {"user": "nobody"} if os.geteuid() == 0 else {}
-    if as_another:
-        for path in (folder, *folder.iterdir()):
-            shutil.chown(path, "nobody")
-        for parent in folder.parents[:3]:
-            parent.chmod(0o755)
-    pool = subprocess.Popen([PGBOUNCER, "-q", folder / "pgbouncer.ini"], stderr=subprocess.DEVNULL, **as_another)
-    try:
-        until(lambda: answers(port))
+    with pgbouncer(env) as port:
         loading.env = env | {"PGPORT": str(port)}
         yield loading
-    finally:
-        loading.env = env
-        pool.terminate()
-        pool.wait()
-
-
-def answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
+    loading.env = env
 
 
 def test_loaders_share_a_pool_in_transaction_mode(pooled: Loading):
