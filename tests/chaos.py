@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -353,21 +354,28 @@ class Run:
 
     def play(self, plan: Iterable[Event], at_once: bool = False) -> list[str]:
         """What did not hold. Stops at the first settling after which something does not, or as soon as it does not."""
+        plan = list(plan)
+        if not plan or plan[-1]["do"] != "settle":
+            plan.append({"at": 0.0, "do": "settle"})
         with self.set_up():
-            plan = list(plan)
-            if not plan or plan[-1]["do"] != "settle":
-                plan.append({"at": 0.0, "do": "settle"})
-            for event in plan:
-                while time.monotonic() - self.round_began < event["at"] and not (at_once and self.findings):
-                    self.tick()
-                    time.sleep(0.02)
-                if at_once and self.findings:
-                    break
-                self.write(event)
-                self.do(event)
-                if self.findings and event["do"] == "settle":
-                    break
+            try:
+                self.play_events(plan, at_once)
+            except Exception as error:  # whatever it is, the history is kept, and the next seed has its turn
+                self.write({"raised": traceback.format_exc()})
+                self.found([f"raises: {type(error).__name__}"])
         return self.findings
+
+    def play_events(self, plan: list[Event], at_once: bool) -> None:
+        for event in plan:
+            while time.monotonic() - self.round_began < event["at"] and not (at_once and self.findings):
+                self.tick()
+                time.sleep(0.02)
+            if at_once and self.findings:
+                return
+            self.write(event)
+            self.do(event)
+            if self.findings and event["do"] == "settle":
+                return
 
     @contextlib.contextmanager
     def set_up(self) -> Iterator[None]:

@@ -299,3 +299,17 @@ def test_a_run_that_fails_says_how_to_see_it_again_and_is_shrunk(place, tmp_path
     assert f"make chaos ARGS='--replay {tmp_path}/chaos-7.jsonl'" in done.output
     [shrunk] = (json.loads(line) for line in (tmp_path / "chaos-7.shrunk.jsonl").read_text().splitlines())
     assert shrunk["do"] == "kill"
+
+    again = CliRunner().invoke(chaos.main, ["--replay", f"{tmp_path}/chaos-7.shrunk.jsonl", "--folder", str(tmp_path)])
+    assert again.output.startswith("chaos-7.shrunk: 1 events, ")
+
+
+def test_a_run_that_cannot_go_on_is_a_finding_with_its_history(place, tmp_path, monkeypatch):
+    def fails(run):
+        raise OSError("no")
+
+    monkeypatch.setitem(chaos.SCENES, "settle", fails)
+    history = tmp_path / "history.jsonl"
+
+    assert chaos.Run(place, history).play([]) == ["raises: OSError"]
+    assert "OSError: no" in history.read_text()
