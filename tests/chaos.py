@@ -1,9 +1,9 @@
-"""make chaos: the whole pipeline at work while everything fails at random, several faults at once; then what must hold.
+"""make chaos: run the whole pipeline with random faults, several at once, and check what must hold.
 
-A plan is a list of events with their times. Actions are people and programs at work, faults begin and end. A seed makes
-the plan, all of it, so that a plan can be written down, replayed and shrunk. (What the machine makes of a plan is not
-the same each time.) From time to time all faults end, the pipeline has two minutes to settle, and every invariant
-(tests/invariants.py) is looked at.
+A plan is a list of events with their times. Actions start programs, faults begin and end. The seed determines the whole
+plan, so a plan can be saved, replayed and shrunk. (Processes do not run at the same speed each time, so the outcome may
+differ.) At the end of each round all faults end, the pipeline has two minutes to settle, and every invariant
+(tests/invariants.py) is checked.
 """
 
 import contextlib
@@ -191,7 +191,7 @@ ROTATION = [  # as `make rotate-key` has it
 
 
 class Weather:
-    """The faults at the two proxies, as long as they last; each is met by every so-manieth call or step."""
+    """The faults that the two proxies inject at present; each applies to every nth call or step."""
 
     def __init__(self) -> None:
         self.sqs: list[tuple[str, int, faults.Fault]] = []
@@ -215,7 +215,7 @@ class Weather:
 
 @dataclass
 class Place:
-    """Servers, the proxies before them, and dbt with the project read. A run begins with a database of its own."""
+    """The servers, the proxies in front of them, and dbt with the project parsed. Each run gets its own database."""
 
     stack: Stack
     folder: Path
@@ -353,7 +353,7 @@ class Run:
         self.looked_at = 0.0
 
     def play(self, plan: Iterable[Event], at_once: bool = False) -> list[str]:
-        """What did not hold. Stops at the first settling after which something does not, or as soon as it does not."""
+        """The broken invariants. Stops after the first round that breaks one, or (`at_once`) as soon as one is seen."""
         plan = list(plan)
         if not plan or plan[-1]["do"] != "settle":
             plan.append({"at": 0.0, "do": "settle"})
@@ -1047,16 +1047,18 @@ def write_plan(plan: list[Event], path: Path) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--seed", default=1, help="What happens, and when.")
-@click.option("--minutes", default=1.0, type=click.FloatRange(0.1), help="How long things fail, all rounds together.")
+@click.option("--seed", default=1, help="Seed of the plan: what happens, and when.")
+@click.option("--minutes", default=1.0, type=click.FloatRange(0.1), help="Minutes of faults, all rounds together.")
+@click.option("--seeds", default=1, type=click.IntRange(1), help="Number of runs: this seed and those that follow.")
+@click.option("--replay", type=click.Path(path_type=Path, exists=True), help="Replay the plan of this history.")
 @click.option(
-    "--seeds", default=1, type=click.IntRange(1), help="So many runs, with this seed and those that follow it."
+    "--shrink", "is_shrunk", is_flag=True, help="Shrink a plan that fails: leave out events that it fails without."
 )
-@click.option("--replay", type=click.Path(path_type=Path, exists=True), help="The plan of this history instead.")
-@click.option("--shrink", "is_shrunk", is_flag=True, help="Leave out of a plan that fails what it fails without.")
-@click.option("--folder", default=".", type=click.Path(path_type=Path, file_okay=False), help="For the histories.")
+@click.option(
+    "--folder", default=".", type=click.Path(path_type=Path, file_okay=False), help="Where histories of failed runs go."
+)
 def main(seed: int, minutes: float, seeds: int, replay: Path | None, is_shrunk: bool, folder: Path) -> None:
-    """Everything fails at random, by seed, and what must hold is looked at. Exit status 1 when something does not."""
+    """Run the pipeline with random faults, by seed, and check every invariant. Exit status 1 if one is broken."""
     pytest_configure()  # nothing of the caller's
     failed = 0
     with temporary_place(with_small_disk=True) as place:

@@ -1,6 +1,6 @@
-"""What holds of the pipeline whatever has happened to it: one function each, which tells what is wrong, never a value.
+"""The invariants: one function each, which yields what is wrong, never a value.
 
-Each looks at the same: what was sent and asked for, and what is there now, read by the superuser in one snapshot.
+Each compares what was sent and requested with what the database holds, read as superuser in one snapshot.
 """
 
 import re
