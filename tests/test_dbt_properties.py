@@ -93,7 +93,12 @@ def test_each_message_is_judged_and_masked_as_python_does(either_postgres, keys,
         assert dict(zip(COLUMNS[1:], row[1:], strict=True)) == login(body, keys)
 
 
-IPV4 = st.ip_addresses(v=4).filter(lambda ip: str(ip) not in PLACEHOLDERS["ip"])  # which hide nobody
+def is_somebodys(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """A placeholder hides nobody, however it is written."""
+    return str(getattr(ip, "ipv4_mapped", None) or ip) not in PLACEHOLDERS["ip"]
+
+
+IPV4 = st.ip_addresses(v=4).filter(is_somebodys)
 SPELLINGS = [
     str,
     lambda ip: f"::ffff:{ip}",
@@ -114,7 +119,7 @@ SPELLINGS_6 = [
 ]
 DEVICES = [str, lambda guid: str(guid).upper(), lambda guid: f"{{{guid}}}", lambda guid: f" {guid} "]
 ADDRESS_TWICE = st.tuples(IPV4, st.sampled_from(SPELLINGS), st.sampled_from(SPELLINGS)) | st.tuples(
-    IPV6, st.sampled_from(SPELLINGS_6), st.sampled_from(SPELLINGS_6)
+    IPV6.filter(is_somebodys), st.sampled_from(SPELLINGS_6), st.sampled_from(SPELLINGS_6)
 )
 DEVICE_TWICE = st.tuples(st.uuids(), st.sampled_from(DEVICES), st.sampled_from(DEVICES))
 AROUND = st.sampled_from(["{}", "login from {}", "ip={}", "<{}>", "at {}.", "({})", "x-{}-y", "user {}, ios"])
