@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg2
 import psycopg2.errors
@@ -16,6 +17,7 @@ from pysequoia import CipherSuite, Tsk
 
 from tests.conftest import administration, on_citus_too
 from tests.instructions import ROOT, blocks, checkout, run
+from tests.loading import until
 from tests.officer import Officer, as_officer, as_superuser, audit, privacy
 from tests.pipeline import dbt, land, query
 
@@ -177,6 +179,18 @@ def test_a_request_has_to_be_committed_before_anything_is_handed_out(sealed):
     ask = "select * from privacy.sealed_original(privacy.request_recovery(%s, %s))"
     with pytest.raises(psycopg2.errors.RaiseException, match="commit the request first"):
         as_officer(sealed, ask, token(sealed, "m0"), REASON)
+
+
+def test_no_original_is_handed_out_alone_after_the_audit_says_that_two_persons_are_required(sealed):
+    [(request,)] = as_officer(sealed, "select privacy.request_recovery(%s, %s)", token(sealed, "m0"), REASON)
+    with contextlib.closing(sealed.connect("migrator")) as rule, ThreadPoolExecutor() as threads:
+        rule.cursor().execute("set role pipeline_owner; select privacy.require_two_persons(true)")
+        handed_out = threads.submit(as_officer, sealed, "select * from privacy.sealed_original(%s)", request)
+        until(lambda: handed_out.done() or as_superuser(sealed, "select 1 from pg_locks where not granted"))
+        rule.commit()
+        with pytest.raises(psycopg2.errors.RaiseException, match="waits for the approval of another officer"):
+            handed_out.result()
+    assert privacy(sealed, "require-two-persons", "no").returncode == 0
 
 
 def test_a_rollback_does_not_take_back_the_request(sealed):

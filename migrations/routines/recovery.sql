@@ -40,9 +40,11 @@ begin
     end if;
 end $$;
 
+-- The lock: what the audit has after this entry has seen the rule, and what has not seen it is there before.
 create or replace function privacy.require_two_persons(required boolean) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
+    lock table privacy.audit in share row exclusive mode;
     update privacy.settings set two_persons = required;
     perform privacy.record(case when required then 'two persons required' else 'one person suffices' end);
 end $$;
@@ -173,6 +175,7 @@ declare
     requested privacy.audit;
     tokens text[];
 begin
+    lock table privacy.audit in row exclusive mode;  -- as writing into it does: a new rule about two persons goes first
     select * into requested from privacy.audit
     where id = request and action = 'recovery requested' and login = session_user;
     if not found then
