@@ -88,9 +88,11 @@ def prepare() -> None:
     with closing(postgres.connect("migrations")) as coordinator, coordinator.cursor() as cursor:
         coordinator.autocommit = True
         cursor.execute(HAS_CITUS)
-        if cursor.fetchone() == (True,):
-            cursor.execute(IS_SPREAD)
-            for statement in FIRST if cursor.fetchone() == (False,) else ():
+        if cursor.fetchone() == (False,):
+            return
+        cursor.execute(IS_SPREAD)
+        if cursor.fetchone() == (False,):
+            for statement in FIRST:
                 cursor.execute(statement)
 
 

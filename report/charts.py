@@ -7,6 +7,7 @@ print, dark mode and screen readers do not reach. Four charts as SVG need less c
 """
 
 import itertools
+from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any
 
@@ -29,7 +30,7 @@ def by_kind(rows: list, days: list[date]) -> dict[str, list[int]]:
     return {kind: [numbers.get(day, 0) for day in days] for kind, numbers in kinds.items()}
 
 
-def bars(labels: list[Any], kinds: dict[str, list[int]]) -> dict[str, Any]:
+def bars(labels: Sequence[Any], kinds: dict[str, list[int]]) -> dict[str, Any]:
     """Bars stacked by kind, one for each label, which every few have below them."""
     most = max([sum(numbers) for numbers in zip(*kinds.values(), strict=True)] or [0])
     ticks = steps(most)
@@ -50,11 +51,10 @@ def bars(labels: list[Any], kinds: dict[str, list[int]]) -> dict[str, Any]:
                     }
                 )
                 below += number
-    every = -(-len(labels) // 6)
     return {
         "bars": drawn,
         "ticks": [{"y": HEIGHT - tick * scale, "label": f"{tick:,}"} for tick in ticks],
-        "labels": [{"x": LEFT + (at + 0.5) * step, "label": short(label)} for at, label in enumerate(labels)][::every],
+        "labels": some_labels(labels, LEFT, step, 6),
     }
 
 
@@ -63,6 +63,12 @@ def steps(most: int) -> list[int]:
     sizes = (digit * 10**zeros for zeros in itertools.count() for digit in (1, 2, 5))
     size = next(size for size in sizes if most <= 5 * size)
     return [size * number for number in range(-(-max(most, 1) // size) + 1)]
+
+
+def some_labels(labels: Sequence[Any], left: float, step: float, most: int) -> list[dict[str, Any]]:
+    """Below what begins at `left` and is `step` wide for each: as many as there is room for."""
+    every = -(-len(labels) // most)
+    return [{"x": left + (at + 0.5) * step, "label": short(label)} for at, label in enumerate(labels)][::every]
 
 
 def short(label: Any) -> str:
@@ -124,9 +130,7 @@ def timeline(parts: dict[str, list], days: list[date], most: int = 20) -> dict[s
             for day in parts["days"]
             if day.user_id in users and day.create_date >= first
         ],
-        "labels": [{"x": 2 * LEFT + (at + 0.5) * step, "label": short(day)} for at, day in enumerate(days)][
-            :: -(-len(days) // 5)
-        ],
+        "labels": some_labels(days, 2 * LEFT, step, 5),
     }
 
 

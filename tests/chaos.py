@@ -45,9 +45,8 @@ ANY_QUEUE = ("login-queue", "login-queue", signups.QUEUE)
 ROUND = 40.0  # seconds of faults, after which the pipeline may settle
 SETTLES_WITHIN = 120.0  # seconds
 REASON = "ticket 77: account closed"
-Event = dict[
-    str, Any
-]  # at: seconds since the pipeline last settled; do: an entry below; lasts: of a fault; its parameters
+# at: seconds since the pipeline last settled; do: an entry below; lasts: of a fault; its parameters
+Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ class Job:
 # Before Python has set up anything, and when told a second time.
 BY_SIGTERM = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
-DBT = "transformer_user"
+DBT, OFFICER = "transformer_user", "privacy_officer_user"
 MIGRATE = Step("migrations", "migrator", ["-m", "migrations"])
 ROTATION = [  # as `make rotate-key` has it
     Step("privacy", "migrator", ["-m", "privacy", "rotate-key"]),
@@ -665,7 +664,7 @@ def forget(run: Run, which: float) -> None:
     command = ["-m", "privacy", "forget", "--user-id", person, "--reason", REASON]
     run.start(
         "forget",
-        Step("privacy", "privacy_officer_user", command),
+        Step("privacy", OFFICER, command),
         then=lambda status, said: run.to_erase.update(theirs) if status == 0 else None,
     )
 
@@ -677,7 +676,7 @@ def purge(run: Run) -> None:
         run.query(
             "update raw.loads set loaded_at = loaded_at - interval '60 days' where load_id <= %s", run.settled_load
         )
-        run.start("purge", Step("privacy", "privacy_officer_user", ["-m", "privacy", "purge"]))
+        run.start("purge", Step("privacy", OFFICER, ["-m", "privacy", "purge"]))
 
 
 @entry(ACTIONS, weight=0.3, in_short_runs=False)
@@ -690,9 +689,6 @@ def migrations(run: Run) -> None:
 def rotate_key(run: Run) -> None:
     if not run.alive("rotate_key"):
         run.start("rotate_key", *ROTATION)
-
-
-OFFICER = "privacy_officer_user"
 
 
 @entry(ACTIONS, weight=1, which=WHICH)
@@ -733,8 +729,8 @@ def two_persons(run: Run, required: str) -> None:
 def report(run: Run) -> None:
     """What analysts read."""
     if not run.alive("report"):
-        page = run.folder / f"{time.monotonic_ns()}.html"
-        run.start("report", Step("report", "analyst_user", ["-m", "report", "--output", str(page)]))
+        pages = run.folder / f"{time.monotonic_ns()}-report"
+        run.start("report", Step("report", "analyst_user", ["-m", "report", "--output", str(pages)]))
 
 
 @entry(ACTIONS, weight=0)
@@ -804,7 +800,7 @@ def connections_cut(run: Run, login: str) -> Iterator[None]:
     yield
 
 
-IMPATIENT = ("loader_user", "transformer_user", "migrator", OFFICER, "analyst_user")
+IMPATIENT = ("loader_user", DBT, "migrator", OFFICER, "analyst_user")
 CALM = f"alter database {DATABASE} connection limit -1;"
 CALM += ";".join(f"alter role {login} in database {DATABASE} reset all" for login in IMPATIENT)
 
@@ -988,7 +984,7 @@ def bring_back(run: Run) -> None:
 
 def erase_again(run: Run) -> None:
     """Everybody who has asked for it, now that nothing fails and nothing of theirs is on its way."""
-    with contextlib.closing(run.database.connect("privacy_officer_user")) as connection, connection:
+    with contextlib.closing(run.database.connect(OFFICER)) as connection, connection:
         for person in sorted(run.asked):
             run.to_erase |= run.messages_of(person)
             connection.cursor().execute("select privacy.forget_user(%s, %s)", (person, REASON))

@@ -27,10 +27,8 @@ create or replace function raw.choose_shard_count() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     if (select source from pg_settings where name = 'citus.shard_count') = 'default' then
-        execute $query$
-            select set_config('citus.shard_count', (4 * count(*))::text, true)
-            from pg_dist_node where noderole = 'primary' and shouldhaveshards
-        $query$;
+        perform set_config('citus.shard_count', (4 * count(*))::text, true)
+        from pg_dist_node where noderole = 'primary' and shouldhaveshards;
     end if;
 end $$;
 grant execute on function raw.choose_shard_count() to transformer;

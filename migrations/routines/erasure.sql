@@ -174,7 +174,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp set row_
 declare
     person constant text := btrim(user_id, E' \t\n\r\x0B\f');
     in_flight constant bigint := raw.safe_load_id();
-    loads text;
+    comparison text;
     newly_found text[];
     newly_not_looked_into bigint;
     theirs text[] := '{}';
@@ -194,8 +194,8 @@ begin
 
     -- First what has landed, then what landed meanwhile, when nothing more can.
     not_looked_into := 0;
-    foreach loads in array array['load_id < %s', 'load_id >= %s'] loop
-        if loads = 'load_id >= %s' then
+    foreach comparison in array array['<', '>='] loop
+        if comparison = '>=' then
             perform privacy.hold_landings();
         end if;
         -- By EXECUTE: a plan that is kept may have the person in it, or be one that Citus cannot spread over its workers.
@@ -207,8 +207,8 @@ begin
                         '{}'
                     ),
                     count(*) filter (where reason is not null and body ~ '^[A-Za-z0-9+/_=\s-]{24,}$')
-                from masking.base_sqs__messages where %s
-            $query$, format(loads, in_flight)
+                from masking.base_sqs__messages where load_id %s %s
+            $query$, comparison, in_flight
         ) into newly_found, newly_not_looked_into using person, privacy.naming(person);
         theirs := theirs || newly_found;
         not_looked_into := not_looked_into + newly_not_looked_into;
