@@ -85,13 +85,30 @@ counted as (
         {{ users_in('7 days') }} as users_last_week,
         {{ users_in('30 days') }} as users_last_30_days
     from logins
-    where {{ field }}_is_placeholder is not true
+    where
+        {{ field }}_is_placeholder is not true
+        and masked_{{ field }} in ({{ shared(field) }})
     group by masked_{{ field }}
 
 )
 
 select * from counted
-where users > 1
+{%- endmacro %}
+
+
+{# Of the values of a masked field, those that several users logged in with, and no more than `at_most`. They are found
+   in an index of user_logins that has these three columns in this order: no row is read, and nothing is sorted. #}
+{% macro shared(field, at_most=none) -%}
+    select masked_{{ field }}
+    from (
+        select distinct
+            masked_{{ field }},
+            user_id
+        from {{ ref('user_logins') }}
+        where {{ field }}_is_placeholder is not true
+    ) as users
+    group by masked_{{ field }}
+    having count(*) {{ '> 1' if at_most is none else 'between 2 and ' ~ at_most }}
 {%- endmacro %}
 
 

@@ -1,8 +1,8 @@
 {{ config(indexes=[
     {'columns': ['load_id']},
     {'columns': ['user_id', 'logged_in_at']},
-    {'columns': ['masked_device_id']},
-    {'columns': ['masked_ip']},
+    {'columns': ['masked_device_id', 'user_id', 'device_id_is_placeholder']},
+    {'columns': ['masked_ip', 'user_id', 'ip_is_placeholder']},
     {'columns': ['logged_in_at'], 'type': 'brin'}
 ]) }}
 

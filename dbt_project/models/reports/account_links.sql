@@ -7,11 +7,14 @@ devices as (
         user_id,
         masked_device_id,
         null::varchar as masked_ip,
-        logins,
-        first_seen_at,
-        last_seen_at,
-        count(*) over (partition by masked_device_id) as users
-    from {{ ref('user_devices') }}
+        count(*) as logins,
+        min(logged_in_at) as first_seen_at,
+        max(logged_in_at) as last_seen_at
+    from {{ ref('user_logins') }}
+    where
+        device_id_is_placeholder is not true
+        and masked_device_id in ({{ shared('device_id') }})
+    group by user_id, masked_device_id
 
 ),
 
@@ -21,21 +24,22 @@ addresses as (
         user_id,
         null::varchar as masked_device_id,
         masked_ip,
-        logins,
-        first_seen_at,
-        last_seen_at,
-        count(*) over (partition by masked_ip) as users
-    from {{ ref('user_ips') }}
+        count(*) as logins,
+        min(logged_in_at) as first_seen_at,
+        max(logged_in_at) as last_seen_at
+    from {{ ref('user_logins') }}
+    where
+        ip_is_placeholder is not true
+        and masked_ip in ({{ shared('ip', at_most=users_that_an_ip_connects()) }})
+    group by user_id, masked_ip
 
 ),
 
 links as (
 
     select * from devices
-    where users > 1
     union all
     select * from addresses
-    where users between 2 and {{ users_that_an_ip_connects() }}
 
 ),
 
