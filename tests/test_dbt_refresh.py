@@ -129,6 +129,30 @@ def test_a_report_is_replaced_in_place_and_only_when_it_is_another(built):
     execute(built, "drop view analytics.mine")
 
 
+COMMENTS = """
+select objoid::regclass::text, objsubid, description, pg_description.xmin::text
+from pg_description
+inner join pg_class on classoid = 'pg_class'::regclass and objoid = pg_class.oid
+where relnamespace::regnamespace::text in ('staging', 'analytics')
+order by objoid, objsubid
+"""
+
+
+def test_comments_are_written_only_where_they_are_not_there_already(built):
+    before = query(built, COMMENTS)
+    assert {table for table, *_ in before} >= {"analytics.users", "analytics.user_logins"}
+    dbt(built, "run")
+    assert query(built, COMMENTS) == before
+
+    execute(
+        built,
+        "comment on column analytics.users.ips is null",
+        "comment on table analytics.user_logins is 'of another version'",
+    )
+    dbt(built, "run")
+    assert [row[:3] for row in query(built, COMMENTS)] == [row[:3] for row in before]
+
+
 def test_a_full_refresh_follows_the_columns_and_names_one_of_another_type(built):
     before = query(built, CHECKSUM)
     execute(

@@ -75,23 +75,17 @@
 
 {# Whether the view in the database is the one that this SQL would make. To ask, nothing of what it reads need be readable. #}
 {% macro is_as_deployed(view, sql, options='') -%}
-    {%- set draft = draft_view(view, sql) -%}
-    {%- set as_deployed = scalar("
-        select count(*) = 1 from pg_class
+    {%- set draft = make_temp_relation(view) -%}
+    {{ return(scalar("
+        create temporary view " ~ draft ~ " as " ~ sql ~ ";
+        select set_config('masked_logins.is_as_deployed', (count(*) = 1)::text, true) from pg_class
         where
             oid = to_regclass('" ~ view ~ "') and relkind = 'v'
             and pg_get_viewdef(oid) = pg_get_viewdef('" ~ draft ~ "'::regclass)
-            and coalesce(reloptions::text, '') = '" ~ options ~ "'
-    ") -%}
-    {%- do run_query('drop view ' ~ draft) -%}
-    {{ return(as_deployed) }}
-{%- endmacro %}
-
-
-{% macro draft_view(view, sql) -%}
-    {%- set draft = make_temp_relation(view) -%}
-    {%- do run_query('create temporary view ' ~ draft ~ ' as ' ~ sql) -%}
-    {{ return(draft) }}
+            and coalesce(reloptions::text, '') = '" ~ options ~ "';
+        drop view " ~ draft ~ ";
+        select current_setting('masked_logins.is_as_deployed')::boolean
+    ")) }}
 {%- endmacro %}
 
 
@@ -122,7 +116,8 @@
 {# Columns can be added at the end and nothing else; PostgreSQL would say so with two words and no remedy. #}
 {% macro replace_in_place(view, sql, options='') -%}
     {%- set assertion = get_assert_columns_equivalent(sql) if config.get('contract').enforced -%}
-    {%- set draft = draft_view(view, sql) -%}
+    {%- set draft = make_temp_relation(view) -%}
+    {%- do run_query('create temporary view ' ~ draft ~ ' as ' ~ sql) -%}
     {%- set changed = run_query("
         select deployed.attname
         from pg_attribute as deployed
