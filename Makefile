@@ -16,7 +16,7 @@ STATE := $(or $(LOCAL_STATE),.local)
 PROJECT := --project-dir dbt_project --profiles-dir dbt_project
 
 # Shows one line for every twenty packages. pip's own lines are left out, its errors are not.
-pip_install = { $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r $(1) || echo FAILED; } | \
+pip_install = { $(2)/bin/python -m pip install --disable-pip-version-check --require-hashes -r $(1) || echo FAILED; } | \
     awk -v all="$$(grep -c '^[a-z].*==' $(1))" '/^Collecting / && ++n % 20 == 0 {print "    " n " of " all " packages"} \
         /^Installing collected/ {print "    unpacking"} /^FAILED$$/ {failed = 1} {fflush()} END {exit failed}' >&2
 
@@ -32,7 +32,7 @@ install: .venv/installed  ## create or update .venv
 	    { echo 'This Python cannot make a .venv: apt install python3-venv' >&2; exit 1; }
 	@echo 'Installing Python packages into .venv (about a minute) ...' >&2
 	@$(PYTHON) -m venv .venv
-	@$(call pip_install,requirements-dev.txt)
+	@$(call pip_install,requirements-dev.txt,.venv)
 	@touch $@
 
 demo: install  ## run generated logins through the whole pipeline, after six weeks of history; run it again to add more
@@ -142,35 +142,37 @@ bench-dbt: install  ## measure dbt: full refresh, increments, start (ARGS='--mes
 freshness: install  ## fail if nothing has landed for too long
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet source freshness $(PROJECT)
 
-.venv/installed-lint: .venv/installed deploy/requirements-lint.txt
-	@echo 'Installing the linters into .venv (about a minute) ...' >&2
-	@$(call pip_install,deploy/requirements-lint.txt)
+# In an environment of their own: one of them brings a package that would make every start of dbt half again as long.
+.venv/lint/installed: .venv/installed deploy/requirements-lint.txt
+	@echo 'Installing the linters into .venv/lint (about a minute) ...' >&2
+	@$(BIN)/python -m venv --clear .venv/lint
+	@$(call pip_install,deploy/requirements-lint.txt,.venv/lint)
 	@touch $@
 
-COMPILE = UV_CUSTOM_COMPILE_COMMAND='make requirements' $(BIN)/uv pip compile --no-strip-extras --quiet --universal --python-version 3.10 \
-    --fork-strategy fewest --generate-hashes --annotation-style line $(ARGS) pyproject.toml
+COMPILE = UV_CUSTOM_COMPILE_COMMAND='make requirements' .venv/lint/bin/uv pip compile --no-strip-extras --quiet \
+    --universal --python-version 3.10 --fork-strategy fewest --generate-hashes --annotation-style line $(ARGS)
 
-requirements: .venv/installed-lint  ## update requirements*.txt from pyproject.toml, with hashes (ARGS=--upgrade for newer versions)
-	@$(COMPILE) --output-file requirements.txt
-	@$(COMPILE) --group dev --constraints requirements.txt --output-file requirements-dev.txt
-	@$(COMPILE) --group lint --constraints requirements-dev.txt --output-file deploy/requirements-lint.txt
+requirements: .venv/lint/installed  ## update requirements*.txt from pyproject.toml, with hashes (ARGS=--upgrade for newer versions)
+	@$(COMPILE) pyproject.toml --output-file requirements.txt
+	@$(COMPILE) pyproject.toml --group dev --constraints requirements.txt --output-file requirements-dev.txt
+	@$(COMPILE) --group lint --output-file deploy/requirements-lint.txt
 
-sbom: .venv/installed-lint  ## write what the image installs, as CycloneDX (sbom.json)
-	@$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json requirements.txt
+sbom: .venv/lint/installed  ## write what the image installs, as CycloneDX (sbom.json)
+	@.venv/lint/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json requirements.txt
 	@echo sbom.json
 
-lint: .venv/installed-lint  ## run every linter; changes nothing
+lint: .venv/lint/installed  ## run every linter; changes nothing
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/sqlfluff lint dbt_project/models dbt_project/tests migrations
 	@$(BIN)/yamllint --strict .
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
-	@$(BIN)/hadolint deploy/Dockerfile
-	@$(BIN)/cfn-lint deploy/aws/pipeline.yaml
+	@.venv/lint/bin/hadolint deploy/Dockerfile
+	@.venv/lint/bin/cfn-lint deploy/aws/pipeline.yaml
 	@if command -v kubectl >/dev/null; then \
 	    kubectl kustomize deploy/kubernetes > .venv/kubernetes.yaml && \
-	    $(BIN)/kubernetes-validate --strict --quiet .venv/kubernetes.yaml; \
+	    .venv/lint/bin/kubernetes-validate --strict --quiet .venv/kubernetes.yaml; \
 	else echo 'NOT CHECKED: deploy/kubernetes, for want of kubectl' >&2; fi
 	@if command -v promtool >/dev/null; then \
 	    promtool check rules --lint=all deploy/monitoring/alerts.yml >/dev/null && \

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import io
 import os
 import tempfile
@@ -71,7 +72,9 @@ def state_of(project: Path) -> int:
 @functools.cache
 def read(project: Path, state: int):
     """dbt reads the project once: that takes longer than most of what is then done with it."""
-    return invoke(dbtRunner(), NoDatabase(), "", ["parse"], True, project).result
+    manifest = invoke(dbtRunner(), NoDatabase(), "", ["parse"], True, project).result
+    gc.freeze()  # as dbt_project/follow.py
+    return manifest
 
 
 class NoDatabase:

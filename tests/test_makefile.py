@@ -90,13 +90,17 @@ def test_every_requirement_has_a_version_and_hashes(name):
     assert PINNED.search(text)
 
 
-def test_each_requirements_file_contains_the_one_before():
-    versions = [dict(each[:2] for each in PINNED.findall((ROOT / name).read_text())) for name in REQUIREMENTS]
-    assert versions[0].items() <= versions[1].items() <= versions[2].items()
+def locked(name: str) -> set[tuple[str, str]]:
+    return {each[:2] for each in PINNED.findall((ROOT / name).read_text())}
+
+
+def test_what_develops_contains_what_runs():
+    assert locked("requirements.txt") < locked("requirements-dev.txt")
+    # jsonschema reads a grammar with it, each time that dbt starts: 1.4 of 4.2 seconds
+    assert "rfc3987-syntax" not in dict(locked("requirements-dev.txt"))
 
 
 def test_pyproject_and_the_requirements_agree():
     declared = re.findall(r'^    "([a-z0-9-]+)==([\w.]+)', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    locked = dict(each[:2] for each in PINNED.findall((ROOT / REQUIREMENTS[2]).read_text()))
     assert len(declared) > 20
-    assert dict(declared).items() <= locked.items()
+    assert set(declared) <= locked("requirements-dev.txt") | locked("deploy/requirements-lint.txt")
