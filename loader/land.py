@@ -213,7 +213,9 @@ class Database:
                 self.there.set()
             except psycopg2.Error as error:
                 trouble = explained(error)
-                if isinstance(trouble, (Refused, TooMuch)):
+                if not self.connection and isinstance(trouble, TooMuch):
+                    trouble = Away(trouble.trouble)  # while connecting, it is not these messages that are too much
+                if isinstance(trouble, (Refused, TooMuch)) and self.connection:
                     with suppress(psycopg2.Error):
                         self.connection.rollback()
                     self.there.set()

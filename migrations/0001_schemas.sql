@@ -9,8 +9,9 @@ begin
         'grant connect on database %I to loader, transformer, analyst, privacy_officer, monitor, retention, masker, pipeline_owner',
         current_database()
     );
-    -- temporary: the loader copies into such a table, dbt builds increments in one and drafts of views as such views
-    execute format('grant temporary on database %I to loader, transformer, masker', current_database());
+    -- temporary: the loader copies into such a table, `make forget` copies the person into one, and dbt builds increments
+    -- in one and drafts of views as such views
+    execute format('grant temporary on database %I to loader, transformer, masker, privacy_officer', current_database());
 end $$;
 
 revoke all on schema public from public;

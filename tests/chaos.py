@@ -33,6 +33,7 @@ from local import queues
 from local.events import generate
 from local.processes import command_of, number_in
 from local.stack import DATABASE, SUPERUSER, Stack
+from privacy.__main__ import erase
 from tests import faults, oracle, signups
 from tests.conftest import ROOT, Database, copy, pytest_configure, temporary_stack
 from tests.invariants import ALWAYS, Seen, broken, look
@@ -984,10 +985,10 @@ def bring_back(run: Run) -> None:
 
 def erase_again(run: Run) -> None:
     """Everybody who has asked for it, now that nothing fails and nothing of theirs is on its way."""
-    with contextlib.closing(run.database.connect(OFFICER)) as connection, connection:
-        for person in sorted(run.asked):
+    for person in sorted(run.asked):
+        with contextlib.closing(run.database.connect(OFFICER)) as connection, connection, connection.cursor() as cursor:
             run.to_erase |= run.messages_of(person)
-            connection.cursor().execute("select privacy.forget_user(%s, %s)", (person, REASON))
+            erase(cursor, person, REASON)
 
 
 SCENES = {"start": start, "settle": settle}
@@ -997,11 +998,11 @@ def observed(run: Run) -> dict[str, Any]:
     """What the invariants need to know besides the database's tables."""
     with contextlib.closing(run.database.connect(SUPERUSER)) as connection:
         places = list(database_places(connection))
-    files = list(file_places("output", run.folder))
     with run.server_log.open("rb") as log:
         log.seek(run.log_read)
-        files.append(("the server's log", log.read()))
+        places.append(("the server's log", log.read()))
         run.log_read = log.tell()
+    files = list(file_places("output", run.folder))
     [raw] = run.query("select array_agg(body) from raw.sqs_messages")
     plain = [("raw.sqs_messages", "\n".join(raw[0] or ()).encode())]
     secrets = secrets_of(run.database, run.sent.values())

@@ -672,6 +672,7 @@ def test_a_locked_table_is_waited_for_and_no_message_refused(loading: Loading):
     [
         ("default_transaction_read_only = on", 14, "PostgreSQL only reads: "),
         ("lock_timeout = '100ms'", 15, "PostgreSQL ended a statement: canceling statement due to lock timeout."),
+        ("statement_timeout = '100ms'", 15, "PostgreSQL ended a statement: canceling statement due to statement "),
     ],
 )
 def test_a_setting_that_stops_landing_is_said_at_the_start(loading, setting, status, sentence):

@@ -31,6 +31,7 @@ class Run:
     database: Database
     folder: Path
     needles: Needles = field(default_factory=lambda: Needles({}))
+    erased_person: str = ""
     said: dict[str, bytes] = field(default_factory=dict)
 
     @property
@@ -128,6 +129,7 @@ def whole_run(database: Database, folder: Path) -> Run:
     run.execute("analyze")
 
     run.needles = Needles(secrets_of(database, bodies))
+    run.erased_person = user_id
     return run
 
 
@@ -148,6 +150,12 @@ def test_no_plain_value_and_no_key_is_anywhere_else(run):
         }
     )
     assert any(name.startswith("staging.is_token_") for name in looked_at), "no failed test was stored"
+
+
+def test_an_erased_person_is_not_even_in_the_statement_that_erased_them(run):
+    person = Needles({"erased person": [run.erased_person.encode()]})
+    assert person.found_in(run.places()) == []
+    assert person.found_in([("here", f"forget_user('{run.erased_person}')".encode())]) == ["here: erased person, plain"]
 
 
 # Where a leak is planted, how, and the place in which the gate must find it.

@@ -90,7 +90,7 @@ MATRIX = [
     ("select privacy.seal_with('')", ()),
     ("select privacy.require_two_persons(false)", ()),
     # the database and the server
-    ("create temporary table t (i int)", ("loader_user", "transformer_user")),
+    ("create temporary table t (i int)", ("loader_user", "transformer_user", "privacy_officer_user")),
     ("create table public.t (i int)", ()),
     ("create schema s", ()),
     ("create role r", ()),
