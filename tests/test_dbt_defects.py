@@ -123,7 +123,7 @@ DEFECTS = {
         create or replace function masking.token(value text, key bytea) returns text language sql stable parallel safe
         return encode(sha256(convert_to(value, 'UTF8')), 'hex')
         """,
-        {"assert_masks_need_a_key", "assert_published_is_what_the_boundary_says"},
+        {"assert_masks_are_consistent", "assert_published_is_what_the_boundary_says"},
     ),
     "boundary-that-masks-one-value-in-two-ways": (
         "masker",
@@ -149,14 +149,14 @@ DEFECTS = {
                 || replace(pg_get_viewdef('masking.base_sqs__messages'), $s$'exposes_plain_value'$s$, 'null');
         end $$
         """,
-        {"assert_no_plain_value_in_the_open"},
+        {"assert_masks_are_consistent"},
     ),
     "masks-compared-of-no-login": (
         "masker",
         """
         create or replace function masking.parse_json(body text) returns jsonb language sql stable return null::jsonb
         """,
-        {"assert_masks_are_compared", "assert_published_is_what_the_boundary_says"},
+        {"assert_masks_are_consistent", "assert_published_is_what_the_boundary_says"},
     ),
     "users-of-a-device-in-two-clusters": (
         "pipeline_owner",
