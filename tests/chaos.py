@@ -998,11 +998,11 @@ def observed(run: Run) -> dict[str, Any]:
     """What the invariants need to know besides the database's tables."""
     with contextlib.closing(run.database.connect(SUPERUSER)) as connection:
         places = list(database_places(connection))
+    files = list(file_places("output", run.folder))
     with run.server_log.open("rb") as log:
         log.seek(run.log_read)
-        places.append(("the server's log", log.read()))
+        files.append(("the server's log", log.read()))
         run.log_read = log.tell()
-    files = list(file_places("output", run.folder))
     [raw] = run.query("select array_agg(body) from raw.sqs_messages")
     plain = [("raw.sqs_messages", "\n".join(raw[0] or ()).encode())]
     secrets = secrets_of(run.database, run.sent.values())
