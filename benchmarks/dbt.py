@@ -37,6 +37,7 @@ select
 from generate_series(1, %(n)s) as n;
 insert into raw.loads (queue, received, landed, duplicates) values ('login-queue', %(n)s, %(n)s, 0)
 """
+REPORTS = ("daily_logins", "shared_devices", "shared_ips", "account_clusters")
 # The same parsing and masking, the same columns, key and index, and nothing else.
 FLOOR = """
 insert into public.floor
@@ -248,7 +249,7 @@ def reports(bench: Bench, rounds: int) -> None:
         return bench.sql(f"select count(report::text) from analytics.{name} as report")
 
     bench.dbt("run")
-    contestants = {name: lambda name=name: read(name) for name in ("daily_logins", "shared_devices", "shared_ips")}
+    contestants = {name: lambda name=name: read(name) for name in REPORTS}
     show("Reading a whole report", interleaved(rounds, contestants))
 
 
