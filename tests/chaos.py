@@ -45,6 +45,7 @@ QUEUES = ("login-queue", signups.QUEUE)  # that the declaration knows
 ANY_QUEUE = ("login-queue", "login-queue", signups.QUEUE)
 ROUND = 40.0  # seconds of faults, after which the pipeline may settle
 SETTLES_WITHIN = 120.0  # seconds
+NO_DATABASE = 3  # the exit status
 REASON = "ticket 77: account closed"
 # at: seconds since the pipeline last settled; do: an entry below; lasts: of a fault; its parameters
 Event = dict[str, Any]
@@ -626,10 +627,20 @@ def loader(run: Run, workers: int, flush: int, client: str, queue: str = QUEUES[
         start_loader(run, workers, flush, client, queue)
 
 
-def start_loader(run: Run, workers: int, flush: int, client: str, queue: str) -> None:
+def start_loader(run: Run, workers: int, flush: int, client: str, queue: str, **then: Callable) -> None:
     options = ["--follow", "--give-up-after", "60", "--client", client, "--queue-name", queue]
     options += ["--workers", str(workers), "--flush", str(flush)]
-    run.start("loader", Step("loader", "loader_user", ["-m", "loader", "load", *options]))
+    run.start("loader", Step("loader", "loader_user", ["-m", "loader", "load", *options]), **then)
+
+
+def keep_loading(run: Run, queue: str) -> None:
+    """Starts a loader again that found no database, as its supervisor does: PgBouncer goes on refusing for a while."""
+
+    def again(status: int, said: str) -> None:
+        if status == NO_DATABASE:
+            keep_loading(run, queue)
+
+    start_loader(run, workers=2, flush=100, client="lean", queue=queue, then=again)
 
 
 @entry(ACTIONS, weight=1, which=WHICH)
@@ -944,7 +955,7 @@ def settle(run: Run) -> None:
         run.start("rotate_key", *ROTATION)  # as the README says: it goes on where it stopped
         run.finish(lambda job: job.name == "rotate_key", 2 * SETTLES_WITHIN)
     for queue in QUEUES:
-        start_loader(run, workers=2, flush=100, client="lean", queue=queue)
+        keep_loading(run, queue)
 
     began = time.monotonic()
     if not run.wait(lambda: not any(run.waiting()[:2]), SETTLES_WITHIN):
