@@ -23,6 +23,15 @@ LISTED = 10  # candidates, of the tokens that begin with the digits that were gi
 KEY = re.compile(r"(?:[0-9a-fA-F]{2}){32,}")  # 32 bytes or more: what masking.keys accepts
 
 
+def text(argument: str) -> str:
+    """What a shell passes may be any bytes; PostgreSQL takes UTF-8."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("this is not UTF-8.") from None
+    return argument
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """What the operator and the privacy officer do. PG* name the database and the login, as for psql."""
@@ -101,8 +110,10 @@ def require_two_persons(required: str) -> None:
 
 
 @main.command()
-@click.option("--token", help="From masked_ip or masked_device_id: 64 hexadecimal digits, or the first 6 or more.")
-@click.option("--reason", help="Why, for the audit.")
+@click.option(
+    "--token", type=text, help="From masked_ip or masked_device_id: 64 hexadecimal digits, or the first 6 or more."
+)
+@click.option("--reason", type=text, help="Why, for the audit.")
 @click.option("--request", type=int, help="A request made before, when another officer has approved it.")
 def reveal(token: str | None, reason: str | None, request: int | None) -> None:
     """As privacy officer, with the private key: show the original behind a token."""
@@ -138,8 +149,8 @@ def approve(request: int) -> None:
 
 
 @main.command()
-@click.option("--user-id", required=True)
-@click.option("--reason", required=True, help="Why, for the audit; without naming the person.")
+@click.option("--user-id", type=text, required=True)
+@click.option("--reason", type=text, required=True, help="Why, for the audit; without naming the person.")
 def forget(user_id: str, reason: str) -> None:
     """As privacy officer: erase a person's messages. Run dbt afterwards: it removes them from analytics."""
     if not user_id.strip():

@@ -36,6 +36,22 @@ def test_without_a_person_nobody_is_forgotten_and_the_user_id_is_asked_for(datab
     assert done.stderr.endswith("Error: Give --user-id (make forget USER_ID=… REASON=…).\n")
 
 
+@pytest.mark.parametrize(
+    ("option", "arguments"),
+    [
+        ("--user-id", ["forget", "--user-id", "\udcffann", "--reason", "case 1234"]),
+        ("--reason", ["forget", "--user-id", "u1", "--reason", "\udcffcase 1234"]),
+        ("--token", ["reveal", "--token", "\udcff", "--reason", "case 1234"]),
+        ("--reason", ["reveal", "--token", "abcdef", "--reason", "\udcffcase 1234"]),
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_named_and_not_shown(database, option, arguments):
+    done = privacy(database, *arguments, login=OFFICER)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"Error: Invalid value for '{option}': this is not UTF-8.\n")
+    assert "ann" not in done.stderr
+
+
 # A command, the login, what the environment has otherwise; the exit status, how the sentence begins and its remedy.
 ENDINGS = {
     "no-database": (["close-rotation"], "migrator", {"PGPORT": "1"}, 3, "No database: connection to", "Check PGHOST"),
