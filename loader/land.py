@@ -265,7 +265,7 @@ def insert(cursor: Cursor, queue: str, messages: list[Message]) -> tuple[int, in
     """Inserts what is new, and the row in the ledger; tells that row's id, and how many messages were new."""
     lines = io.BytesIO("".join(map(copy_line, messages)).encode("utf-8", "surrogatepass"))
     cursor.execute(PREPARE)
-    cursor.copy_expert("copy pg_temp.incoming from stdin", lines)
+    postgres.copy(cursor, "copy pg_temp.incoming from stdin", lines)
     cursor.execute(LAND, {"queue": queue})
     landed = cursor.rowcount
     received = sum(each.deliveries for each in messages)

@@ -2,8 +2,10 @@
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import IO
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
@@ -126,6 +128,20 @@ def connection_failure(error: psycopg2.Error) -> str:
 
 def name_of(error: psycopg2.Error) -> str:
     return f"{type(error).__name__} {error.pgcode}"
+
+
+def copy(cursor: Cursor, statement: str, data: IO) -> None:
+    """COPY, from `data` or to it. Raises psycopg2.Error, and prints nothing.
+
+    When the server ends the connection in the middle of it, psycopg2 2.9 prints one error by sys.excepthook, with the
+    line that it was at, before it raises the next.
+    """
+    hook = sys.excepthook
+    sys.excepthook = lambda kind, error, traceback: kind is SystemError or hook(kind, error, traceback)
+    try:
+        cursor.copy_expert(statement, data)
+    finally:
+        sys.excepthook = hook
 
 
 def assume(cursor: Cursor, role: str) -> None:

@@ -133,7 +133,7 @@ def bring_keys() -> None:
         workers = cursor.fetchall()
         cursor.execute("set role masker")
         keys = io.BytesIO()
-        cursor.copy_expert("copy masking.keys (kind, version, key) to stdout", keys)
+        postgres.copy(cursor, "copy masking.keys (kind, version, key) to stdout", keys)
         cursor.execute(FUNCTIONS)
         functions = set(cursor.fetchall())
     for host, port in workers:
@@ -163,4 +163,4 @@ def bring_keys_to(cursor: Cursor, keys: bytes, functions: set[tuple]) -> None:
         raise CannotDistribute(5, "masking.keys is open to others there")
     cursor.execute("set role masker")
     cursor.execute(KEYS)
-    cursor.copy_expert("copy masking.keys (kind, version, key) from stdin", io.BytesIO(keys))
+    postgres.copy(cursor, "copy masking.keys (kind, version, key) from stdin", io.BytesIO(keys))

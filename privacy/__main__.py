@@ -176,7 +176,7 @@ def erase(cursor: Cursor, user_id: str, reason: str) -> tuple[int, int, int, int
     csv.writer(row).writerow([user_id, reason])
     row.seek(0)
     cursor.execute("create temporary table erasure (user_id text, reason text) on commit drop")
-    cursor.copy_expert("copy pg_temp.erasure from stdin (format csv)", row)
+    postgres.copy(cursor, "copy pg_temp.erasure from stdin (format csv)", row)
     cursor.execute("select forgotten.* from pg_temp.erasure, privacy.forget_user(user_id, reason) as forgotten")
     return cursor.fetchone()
 
@@ -277,7 +277,7 @@ def _nothing_masked_yet(cursor: Cursor) -> bool:
 def _import(cursor: Cursor, version: int, new_keys: dict[str, str]) -> None:
     """By COPY, whose data PostgreSQL logs only when a line is bad; and none is, after _read_keys."""
     lines = "".join(f"{kind}\t{version}\t\\\\x{key}\timported\n" for kind, key in new_keys.items())
-    cursor.copy_expert("copy masking.keys (kind, version, key, origin) from stdin", io.StringIO(lines))
+    postgres.copy(cursor, "copy masking.keys (kind, version, key, origin) from stdin", io.StringIO(lines))
     if _scalar(cursor, "select count(*) <> count(distinct key) from masking.keys"):
         raise click.ClickException("One of these keys has been here before: a key is accepted once.")
 

@@ -204,3 +204,32 @@ def test_a_server_that_is_silent_is_given_up_on(database):
         settings = {"PGPORT": str(silent.getsockname()[1]), "PGSSLMODE": "disable", "PGCONNECT_TIMEOUT": "2"}
         done = run(database, "report", **settings)
     assert (done.returncode, "timeout expired" in done.stderr) == (3, True)
+
+
+class EndsTheConnection:
+    """A file whose reader loses its connection after the first line."""
+
+    def __init__(self, database, pid: int):
+        self.database, self.pid, self.lines = database, pid, [b"secret\n"]
+
+    def read(self, size: int) -> bytes:
+        if not self.lines:
+            return b""
+        with administration(self.database.stack) as cursor:
+            cursor.execute("select pg_terminate_backend(%s, 5000)", [self.pid])
+        return self.lines.pop()
+
+
+def test_a_connection_that_is_lost_in_the_middle_of_copy_is_an_error_and_prints_nothing(database, capfd):
+    with contextlib.closing(database.connect("loader_user")) as connection, connection.cursor() as cursor:
+        cursor.execute("create temporary table copied (x text) on commit drop")
+        data = EndsTheConnection(database, connection.info.backend_pid)
+        with pytest.raises(psycopg2.OperationalError):
+            postgres.copy(cursor, "copy pg_temp.copied from stdin", data)
+    assert capfd.readouterr() == ("", "")
+    assert sys.excepthook is sys.__excepthook__
+
+
+def test_nobody_copies_otherwise():
+    programs = [file for file in ROOT.glob("*/*.py") if file.parent.name not in ("tests", "benchmarks")]
+    assert [file.name for file in programs if "copy_expert(" in file.read_text()] == ["postgres.py"]
