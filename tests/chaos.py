@@ -35,17 +35,19 @@ from local.processes import command_of, number_in
 from local.stack import DATABASE, SUPERUSER, Stack
 from privacy.__main__ import erase
 from tests import faults, oracle, signups
-from tests.conftest import ROOT, Database, copy, pytest_configure, temporary_stack
-from tests.invariants import ALWAYS, Seen, broken, look
+from tests.conftest import ROOT, Database, copy, program, pytest_configure, temporary_stack
+from tests.invariants import ALWAYS, FITTING, Seen, broken, look
 from tests.leakcheck import LOUD, Needles, database_places, file_places, secrets_of
 from tests.officer import Officer
 from tests.pgbouncer import PGBOUNCER, pgbouncer
+from tests.pipeline import query
 
 QUEUES = ("login-queue", signups.QUEUE)  # that the declaration knows
 ANY_QUEUE = ("login-queue", "login-queue", signups.QUEUE)
 ROUND = 40.0  # seconds of faults, after which the pipeline may settle
 SETTLES_WITHIN = 120.0  # seconds
 NO_DATABASE = 3  # the exit status
+EXECUTE = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
 REASON = "ticket 77: account closed"
 # at: seconds since the pipeline last settled; do: an entry below; lasts: of a fault; its parameters
 Event = dict[str, Any]
@@ -332,6 +334,7 @@ class Run:
         self.planted = planted
         self.history = history
         self.folder, self.secrets = (Path(tempfile.mkdtemp(dir=place.folder)) for _ in range(2))
+        self.backup = self.secrets / "backup.dump"
         self.urls: dict[str, str] = {}  # by queue
         self.dead_letters: dict[str, str] = {}
         self.sent: dict[str, str] = {}
@@ -467,7 +470,7 @@ class Run:
         self.write(
             {"saw": f"{job.name} ({program}) ended with {status}", "said": said.strip()[-300:] if status else ""}
         )
-        if not is_ours:
+        if not is_ours and program in FITTING:
             self.endings.append((program, status, said))
         if status == 0 and job.steps and not job.was_killed:
             self.next_step(job)
@@ -647,6 +650,16 @@ def keep_loading(run: Run, queue: str) -> None:
 def stop_a_loader(run: Run, which: float) -> None:
     if loaders := run.alive("loader"):
         run.tell_to_end(loaders[int(which * len(loaders))])
+
+
+@entry(ACTIONS, weight=0.3, in_short_runs=False)
+def backup(run: Run) -> None:
+    """While everything goes on. The last one that succeeds is restored to the side when all has settled."""
+    if not run.alive("backup"):
+        file = run.secrets / "unfinished.dump"
+        dump = [run.place.stack._programs() / "pg_dump", "--format=custom", "-B", "--lock-wait-timeout=20s"]
+        step = Step("pg_dump", "backup_user", ["-c", EXECUTE, *map(str, dump), f"--file={file}"])
+        run.start("backup", step, then=lambda status, said: status or file.replace(run.backup))
 
 
 @entry(ACTIONS, weight=1)
@@ -975,6 +988,9 @@ def settle(run: Run) -> None:
 
     run.seen = look(run.database, **observed(run))
     run.found(broken(run.seen))
+    if run.backup.exists() and not run.findings:
+        run.found(f"restored: {wrong}" for wrong in restore_to_the_side(run))
+        run.backup.unlink()
     run.settled_load = run.query("select coalesce(max(load_id), 0) from raw.loads")[0][0]
     run.write({"saw": f"settled after {time.monotonic() - began:.0f} s", "sent": len(run.sent)})
     run.round_began, run.dbt_goes_on, run.endings = time.monotonic(), True, []
@@ -1000,6 +1016,75 @@ def erase_again(run: Run) -> None:
         with contextlib.closing(run.database.connect(OFFICER)) as connection, connection, connection.cursor() as cursor:
             run.to_erase |= run.messages_of(person)
             erase(cursor, person, REASON)
+
+
+EMPTY = """
+    do $$ begin
+        execute (
+            select 'truncate ' || string_agg(format('%I.%I', schemaname, tablename), ', ') from pg_tables
+            where schemaname in ('raw', 'masking', 'privacy')
+        );
+    end $$
+"""
+DBTS_TABLES = ("int_messages__masked", "user_logins", "user_signups", "rejected_messages")
+
+
+def restore_to_the_side(run: Run) -> Iterator[str]:
+    """The steps of deploy/README.md, Restore, in a database that is new; what does not hold afterwards."""
+    stack, erasures = run.place.stack, run.secrets / "erasures.dump"
+    into = ["--data-only", "--single-transaction", "--dbname=restored"]
+    with copy(Database(stack, PRISTINE), "restored") as restored:
+
+        def sql(*statements: str) -> None:
+            with (
+                contextlib.closing(restored.connect(SUPERUSER)) as connection,
+                connection,
+                connection.cursor() as cursor,
+            ):
+                for statement in statements:
+                    cursor.execute(statement)
+
+        def python(login: str, *arguments: str) -> Iterator[str]:
+            environment = restored.env(login) | {"DBT_TARGET_PATH": str(run.secrets / "restored")}
+            command = [sys.executable, *arguments]
+            done = subprocess.run(command, cwd=run.root, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                yield f"{' '.join(arguments[-8:])} ended with {done.returncode}: {(done.stdout + done.stderr)[-600:]}"
+
+        without_triggers = "set session_replication_role = replica"
+        sql(without_triggers, EMPTY)
+        schemas = [f"--schema={name}" for name in ("raw", "masking", "privacy")]
+        program(stack, "pg_restore", *into, "--disable-triggers", *schemas, run.backup)
+        yield from python("migrator", "-m", "migrations")
+        tables = [f"--table={name}" for name in DBTS_TABLES]
+        program(stack, "pg_restore", *into, "--role=transformer", *tables, run.backup)
+
+        tables = ["--table=privacy.audit", "--table=privacy.erased_messages"]
+        program(stack, "pg_dump", "--format=custom", "--data-only", *tables, f"--file={erasures}", DATABASE)
+        sql(without_triggers, "truncate privacy.erased_messages, privacy.audit")
+        program(stack, "pg_restore", *into, "--disable-triggers", erasures)
+        yield from python("migrator", "-m", "privacy", "erase-again")
+        dbt = ["-c", EXECUTE, str(Path(sys.executable).with_name("dbt")), "--quiet"]
+        project = ["--project-dir", "dbt_project", "--profiles-dir", "dbt_project"]
+        old = "select from staging.int_messages__masked where mask_key_version < masking.key_version()"
+        if query(restored, old, login=SUPERUSER):  # a rotation was open
+            for step in ROTATION:
+                is_dbts = step.program == "dbt"
+                yield from python(step.login, *([*dbt, *step.arguments, *project] if is_dbts else step.arguments))
+        yield from python(DBT, *dbt, "build", *project)
+
+        with contextlib.closing(restored.connect(SUPERUSER)) as connection, connection.cursor() as cursor:
+            for name, count in ALWAYS.items():
+                cursor.execute(count)
+                if number := cursor.fetchone()[0]:
+                    yield f"{name}: {number}"
+            cursor.execute("select message_id, body from raw.sqs_messages")
+            changed = [message_id for message_id, body in cursor.fetchall() if run.sent.get(message_id) != body]
+            if changed:
+                yield f"{len(changed)} messages are not what was sent"
+            persons = Needles({"person": [each.encode() for each in run.asked]})
+            places = [place for place in database_places(connection) if "pg_stat" not in place[0]]
+            yield from persons.found_in(places)
 
 
 SCENES = {"start": start, "settle": settle}
