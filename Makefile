@@ -10,6 +10,7 @@ PYTHON ?= python3
 AS = analyst_user
 
 BIN := .venv/bin
+LINT := .venv/lint/bin
 LOCAL := $(BIN)/python -m local
 PRIVACY := $(BIN)/python -m privacy
 STATE := $(or $(LOCAL_STATE),.local)
@@ -149,7 +150,7 @@ freshness: install  ## fail if nothing has landed for too long
 	@$(call pip_install,deploy/requirements-lint.txt,.venv/lint)
 	@touch $@
 
-COMPILE = UV_CUSTOM_COMPILE_COMMAND='make requirements' .venv/lint/bin/uv pip compile --no-strip-extras --quiet \
+COMPILE = UV_CUSTOM_COMPILE_COMMAND='make requirements' $(LINT)/uv pip compile --no-strip-extras --quiet \
     --universal --python-version 3.10 --fork-strategy fewest --generate-hashes --annotation-style line $(ARGS)
 
 requirements: .venv/lint/installed  ## update requirements*.txt from pyproject.toml, with hashes (ARGS=--upgrade for newer versions)
@@ -158,7 +159,7 @@ requirements: .venv/lint/installed  ## update requirements*.txt from pyproject.t
 	@$(COMPILE) --group lint --output-file deploy/requirements-lint.txt
 
 sbom: .venv/lint/installed  ## write what the image installs, as CycloneDX (sbom.json)
-	@.venv/lint/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json requirements.txt
+	@$(LINT)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json requirements.txt
 	@echo sbom.json
 
 lint: .venv/lint/installed  ## run every linter; changes nothing
@@ -168,11 +169,11 @@ lint: .venv/lint/installed  ## run every linter; changes nothing
 	@$(BIN)/yamllint --strict .
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
-	@.venv/lint/bin/hadolint deploy/Dockerfile
-	@.venv/lint/bin/cfn-lint deploy/aws/pipeline.yaml
+	@$(LINT)/hadolint deploy/Dockerfile
+	@$(LINT)/cfn-lint deploy/aws/pipeline.yaml
 	@if command -v kubectl >/dev/null; then \
 	    kubectl kustomize deploy/kubernetes > .venv/kubernetes.yaml && \
-	    .venv/lint/bin/kubernetes-validate --strict --quiet .venv/kubernetes.yaml; \
+	    $(LINT)/kubernetes-validate --strict --quiet .venv/kubernetes.yaml; \
 	else echo 'NOT CHECKED: deploy/kubernetes, for want of kubectl' >&2; fi
 	@if command -v promtool >/dev/null; then \
 	    promtool check rules --lint=all deploy/monitoring/alerts.yml >/dev/null && \

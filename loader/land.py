@@ -16,6 +16,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 from loader import errors, postgres
+from loader.postgres import NULL, copy_text
 from loader.sqs import Message
 
 # All of it ends with the transaction: behind PgBouncer, the next one may run in another session. A deleted message has
@@ -59,8 +60,6 @@ LEDGER = """
         (select last_value - (not is_called)::integer from raw.load_id_seq)
     from raw.loads
 """
-
-NULL = "\\N"
 
 # What may be the fault of a message. The text of these may quote one, so they are only named.
 DATA_ERRORS = ("22", "23", "44", "54", "P0")
@@ -291,17 +290,6 @@ def copy_line(message: Message) -> str:
         f"{message.receive_count or NULL}\t{copy_text(message.group_id)}\t{copy_text(message.sequence_number)}\t"
         f"{copy_text(message.attributes)}\n"
     )
-
-
-def copy_text(value: str | None) -> str:
-    """A value as COPY's text format has it: four characters mean something there."""
-    if value is None:
-        return NULL
-    if "\\" in value:
-        value = value.replace("\\", "\\\\")
-    if value.isprintable():  # the other three are not
-        return value
-    return value.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
 def is_in_ledger(cursor, load_id: int) -> bool:

@@ -13,6 +13,8 @@ from psycopg2.extensions import cursor as Cursor
 
 from loader import errors
 
+NULL = "\\N"  # in COPY's text format
+
 THIS_MACHINE = ("", "localhost", "127.0.0.1", "::1")
 
 # By SQLSTATE or how it begins, the longest first. The message of these names objects and settings, never a value.
@@ -142,6 +144,17 @@ def copy(cursor: Cursor, statement: str, data: IO) -> None:
         cursor.copy_expert(statement, data)
     finally:
         sys.excepthook = hook
+
+
+def copy_text(value: str | None) -> str:
+    """A value as COPY's text format has it: four characters mean something there."""
+    if value is None:
+        return NULL
+    if "\\" in value:
+        value = value.replace("\\", "\\\\")
+    if value.isprintable():  # the other three are not
+        return value
+    return value.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
 def assume(cursor: Cursor, role: str) -> None:

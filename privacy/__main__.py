@@ -1,6 +1,5 @@
 """python -m privacy: rotates keys, recovers originals, erases persons and what is old. PG* name the database."""
 
-import csv
 import io
 import re
 import shutil
@@ -172,11 +171,9 @@ def erase(cursor: Cursor, user_id: str, reason: str) -> tuple[int, int, int, int
 
     The person goes by COPY: what a statement says stays in the server's log when it fails, and in its statistics.
     """
-    row = io.StringIO()
-    csv.writer(row).writerow([user_id, reason])
-    row.seek(0)
+    row = "\t".join(map(postgres.copy_text, (user_id, reason)))
     cursor.execute("create temporary table erasure (user_id text, reason text) on commit drop")
-    postgres.copy(cursor, "copy pg_temp.erasure from stdin (format csv)", row)
+    postgres.copy(cursor, "copy pg_temp.erasure from stdin", io.StringIO(row))
     cursor.execute("select forgotten.* from pg_temp.erasure, privacy.forget_user(user_id, reason) as forgotten")
     return cursor.fetchone()
 

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -35,7 +36,9 @@ from local.processes import command_of, number_in
 from local.stack import DATABASE, SUPERUSER, Stack
 from privacy.__main__ import erase
 from tests import faults, oracle, signups
-from tests.conftest import ROOT, Database, copy, program, pytest_configure, temporary_stack
+from tests.conftest import ROOT, Database, copy, pytest_configure, temporary_stack
+from tests.instructions import checkout, follow
+from tests.instructions import run as type_in
 from tests.invariants import ALWAYS, FITTING, Seen, broken, look
 from tests.leakcheck import LOUD, Needles, database_places, file_places, secrets_of
 from tests.officer import Officer
@@ -990,7 +993,6 @@ def settle(run: Run) -> None:
     run.found(broken(run.seen))
     if run.backup.exists() and not run.findings:
         run.found(f"restored: {wrong}" for wrong in restore_to_the_side(run))
-        run.backup.unlink()
     run.settled_load = run.query("select coalesce(max(load_id), 0) from raw.loads")[0][0]
     run.write({"saw": f"settled after {time.monotonic() - began:.0f} s", "sent": len(run.sent)})
     run.round_began, run.dbt_goes_on, run.endings = time.monotonic(), True, []
@@ -1019,59 +1021,41 @@ def erase_again(run: Run) -> None:
 
 
 EMPTY = """
+    set session_replication_role = replica;
     do $$ begin
         execute (
             select 'truncate ' || string_agg(format('%I.%I', schemaname, tablename), ', ') from pg_tables
             where schemaname in ('raw', 'masking', 'privacy')
         );
-    end $$
+    end $$;
+    select true
 """
-DBTS_TABLES = ("int_messages__masked", "user_logins", "user_signups", "rejected_messages")
 
 
 def restore_to_the_side(run: Run) -> Iterator[str]:
-    """The steps of deploy/README.md, Restore, in a database that is new; what does not hold afterwards."""
-    stack, erasures = run.place.stack, run.secrets / "erasures.dump"
-    into = ["--data-only", "--single-transaction", "--dbname=restored"]
-    with copy(Database(stack, PRISTINE), "restored") as restored:
+    """As deploy/README.md says, in a database that is new; what does not hold afterwards."""
+    programs, folder = run.place.stack._programs(), checkout(Path(tempfile.mkdtemp(dir=run.secrets)))
+    for name in signups.PROGRAMS:
+        (folder / name).unlink()
+        (folder / name).symlink_to(run.root / name)
+    follow("back up", folder, run.database, programs)  # of which only the record of erasures is used
+    run.backup.replace(folder / "logins.dump")
 
-        def sql(*statements: str) -> None:
-            with (
-                contextlib.closing(restored.connect(SUPERUSER)) as connection,
-                connection,
-                connection.cursor() as cursor,
-            ):
-                for statement in statements:
-                    cursor.execute(statement)
-
-        def python(login: str, *arguments: str) -> Iterator[str]:
-            environment = restored.env(login) | {"DBT_TARGET_PATH": str(run.secrets / "restored")}
-            command = [sys.executable, *arguments]
-            done = subprocess.run(command, cwd=run.root, env=environment, capture_output=True, text=True)
-            if done.returncode:
-                yield f"{' '.join(arguments[-8:])} ended with {done.returncode}: {(done.stdout + done.stderr)[-600:]}"
-
-        without_triggers = "set session_replication_role = replica"
-        sql(without_triggers, EMPTY)
-        schemas = [f"--schema={name}" for name in ("raw", "masking", "privacy")]
-        program(stack, "pg_restore", *into, "--disable-triggers", *schemas, run.backup)
-        yield from python("migrator", "-m", "migrations")
-        tables = [f"--table={name}" for name in DBTS_TABLES]
-        program(stack, "pg_restore", *into, "--role=transformer", *tables, run.backup)
-
-        tables = ["--table=privacy.audit", "--table=privacy.erased_messages"]
-        program(stack, "pg_dump", "--format=custom", "--data-only", *tables, f"--file={erasures}", DATABASE)
-        sql(without_triggers, "truncate privacy.erased_messages, privacy.audit")
-        program(stack, "pg_restore", *into, "--disable-triggers", erasures)
-        yield from python("migrator", "-m", "privacy", "erase-again")
-        dbt = ["-c", EXECUTE, str(Path(sys.executable).with_name("dbt")), "--quiet"]
-        project = ["--project-dir", "dbt_project", "--profiles-dir", "dbt_project"]
+    with copy(Database(run.place.stack, PRISTINE), "restored") as restored:
+        query(restored, EMPTY, login=SUPERUSER)
+        for step in ("rows of raw", "rows of dbt", "erase again"):
+            follow(step, folder, restored, programs)
         old = "select from staging.int_messages__masked where mask_key_version < masking.key_version()"
-        if query(restored, old, login=SUPERUSER):  # a rotation was open
-            for step in ROTATION:
-                is_dbts = step.program == "dbt"
-                yield from python(step.login, *([*dbt, *step.arguments, *project] if is_dbts else step.arguments))
-        yield from python(DBT, *dbt, "build", *project)
+        rotation = ROTATION if query(restored, old, login=SUPERUSER) else []  # one was open
+        for step in [*rotation, Step("dbt", DBT, ["build"])]:
+            command = [".venv/bin/python", *step.arguments]
+            if step.program == "dbt":
+                project = ["--project-dir", "dbt_project", "--profiles-dir", "dbt_project"]
+                command = [".venv/bin/dbt", "--quiet", *step.arguments, *project]
+            done = type_in(shlex.join(command), step.login, folder, restored, programs)
+            if done.returncode:
+                said = (done.stdout + done.stderr)[-600:]
+                yield f"{step.program} {step.arguments[-1]} ended with {done.returncode}: {said}"
 
         with contextlib.closing(restored.connect(SUPERUSER)) as connection, connection.cursor() as cursor:
             for name, count in ALWAYS.items():
