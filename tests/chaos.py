@@ -1041,21 +1041,25 @@ def restore_to_the_side(run: Run) -> Iterator[str]:
     follow("back up", folder, run.database, programs)  # of which only the record of erasures is used
     run.backup.replace(folder / "logins.dump")
 
-    with copy(Database(run.place.stack, PRISTINE), "restored") as restored:
-        query(restored, EMPTY, login=SUPERUSER)
-        for step in ("rows of raw", "rows of dbt", "erase again"):
-            follow(step, folder, restored, programs)
-        old = "select from staging.int_messages__masked where mask_key_version < masking.key_version()"
-        rotation = ROTATION if query(restored, old, login=SUPERUSER) else []  # one was open
-        for step in [*rotation, Step("dbt", DBT, ["build"])]:
+    def play(*steps: Step) -> None:
+        for step in steps:
             command = [".venv/bin/python", *step.arguments]
             if step.program == "dbt":
                 project = ["--project-dir", "dbt_project", "--profiles-dir", "dbt_project"]
                 command = [".venv/bin/dbt", "--quiet", *step.arguments, *project]
             done = type_in(shlex.join(command), step.login, folder, restored, programs)
-            if done.returncode:
-                said = (done.stdout + done.stderr)[-600:]
-                yield f"{step.program} {step.arguments[-1]} ended with {done.returncode}: {said}"
+            said = (done.stdout + done.stderr)[-600:]
+            assert done.returncode == 0, f"{step.program} {step.arguments[-1]} ended with {done.returncode}: {said}"
+
+    with copy(Database(run.place.stack, PRISTINE), "restored") as restored:
+        query(restored, EMPTY, login=SUPERUSER)
+        for name in ("rows of raw", "rows of dbt"):
+            follow(name, folder, restored, programs)
+        old = "select from staging.int_messages__masked where mask_key_version < masking.key_version()"
+        if query(restored, old, login=SUPERUSER):  # a rotation was open
+            play(*ROTATION)
+        follow("erase again", folder, restored, programs)
+        play(Step("dbt", DBT, ["build"]))
 
         with contextlib.closing(restored.connect(SUPERUSER)) as connection, connection.cursor() as cursor:
             for name, count in ALWAYS.items():

@@ -101,6 +101,18 @@ begin
     end if;
 end $$;
 
+-- Before the tokens of raw, of dbt's table and of the originals are compared.
+create or replace function privacy.require_tokens_of_one_key() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    version integer;
+begin
+    execute 'select mask_key_version from masking.base_sqs__messages limit 1' into version;
+    perform privacy.require_newest_key(version);
+    execute 'select mask_key_version from only staging.int_messages__masked order by load_id desc limit 1' into version;
+    perform privacy.require_newest_key(version);
+end $$;
+
 -- Its columns of tokens: each in a pattern, and all of their values in one array.
 create or replace function privacy.token_columns(pattern text, separator text) returns text
 language sql stable set search_path = pg_catalog, pg_temp
@@ -191,6 +203,7 @@ begin
         raise exception 'a reason is needed that somebody else will understand and that does not name the person';
     end if;
     perform from privacy.settings for update;  -- whoever is sealing has finished
+    perform privacy.require_tokens_of_one_key();
 
     -- First what has landed, then what landed meanwhile, when nothing more can.
     not_looked_into := 0;
@@ -294,6 +307,7 @@ declare
 begin
     perform privacy.require_plain_table();
     perform from privacy.settings for update;
+    perform privacy.require_tokens_of_one_key();
     with of_lost_loads as (
         delete from privacy.erased_messages where load_id not in (select load_id from raw.loads) returning *
     )

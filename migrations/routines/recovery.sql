@@ -49,6 +49,16 @@ begin
     perform privacy.record(case when required then 'two persons required' else 'one person suffices' end);
 end $$;
 
+-- In a rotation, originals get tokens of the newest key first, then what is masked anew, then dbt's tables. In between,
+-- a token of one is not found in another.
+create or replace function privacy.require_newest_key(version integer) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if version <> masking.key_version() then
+        raise exception 'a key rotation is under way: finish it with `make rotate-key`';
+    end if;
+end $$;
+
 -- Seals what is new since the last time, or (anew) all that is in raw and not sealed: after a field was declared. dbt
 -- calls it in the transaction that makes the tokens (int_messages__masked), so that no token is without its original.
 -- Tells how many. Without a public key nothing is sealed, and nothing lost.
@@ -66,9 +76,7 @@ begin
     end if;
     select case when anew then 0 else sealed_to end into strict last_sealed from privacy.settings for update;
     select mask_key_version into boundary_version from masking.base_sqs__messages limit 1;
-    if boundary_version <> masking.key_version() then
-        raise exception 'a key rotation is under way: finish it with `make rotate-key`';
-    end if;
+    perform privacy.require_newest_key(boundary_version);
     if raw.is_distributed() then  -- first, or somebody erased who has come back would be sealed again
         perform privacy.erase_returned();
         select returned_to into strict last_load from privacy.settings;
