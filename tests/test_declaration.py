@@ -1,6 +1,7 @@
 """The event is declared once: each change that the README describes is made on a copy of the project, to its end."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.pipeline import DBT_PROJECT, dbt, land, query
 MART = "models/analytics/user_logins.sql"
 COLUMNS = "models/analytics/_analytics__models.yml"
 FIELDS = "      fields:"
+ALL_FIELDS = (DBT_PROJECT / "dbt_project.yml").read_text().partition(FIELDS)[2].partition("\non-run-start")[0]
 LAST_COLUMN = "        device_id_is_placeholder\n"
 LAST_DESCRIPTION = "      - name: device_id_is_placeholder\n"
 
@@ -164,13 +166,14 @@ LOGOUTS = """
       subject: user_id
       fields:
         user_id: {type: text, required: true, longest: 128}
-        device_id: {masked_as: device_id, required: true, longest: 256}
+        device_id: {masked_as: device_id, path: locale.device, required: true, longest: 256}
+        device_type: {type: text, longest: 32}
         after_seconds: {type: integer}
 
 on-run-start:"""
 
 USER_LOGOUTS = """
-select user_id, masked_device_id, after_seconds, sent_at, message_id, mask_key_version, load_id
+select user_id, masked_device_id, device_type, after_seconds, sent_at, message_id, mask_key_version, load_id
 from {{ ref('int_messages__masked') }}
 where is_accepted and event_type = 'logouts' and {{ in_load_window('load_id') }}
 """
@@ -182,6 +185,7 @@ models:
     columns:
       - {name: user_id, data_type: text, description: The user.}
       - {name: masked_device_id, data_type: text, description: The device, data_tests: [is_token]}
+      - {name: device_type, data_type: text, description: Its type.}
       - {name: after_seconds, data_type: bigint, description: How long the session was.}
       - {name: sent_at, data_type: timestamptz, description: When.}
       - {name: message_id, data_type: text, description: The message.}
@@ -191,12 +195,13 @@ models:
 
 
 def test_a_second_event_type_has_tokens_that_join(database, project):
+    """Its fields may be elsewhere than those of the first, inside what is a field there, and be optional."""
     project.declare("\non-run-start:", LOGOUTS)
     (project.folder / "models/analytics/user_logouts.sql").write_text(USER_LOGOUTS)
     (project.folder / "models/analytics/_user_logouts.yml").write_text(USER_LOGOUTS_YML)
     project.migrate(database)
     land(database, [message(1), "not json"])
-    logout = {"user_id": "u1", "device_id": "D-1", "after_seconds": 60}
+    logout = {"user_id": "u1", "locale": {"device": "D-1"}, "device_type": " ", "after_seconds": 60}
     land(
         database, [json.dumps(logout), json.dumps(logout | {"after_seconds": "60"})], prefix="out", queue="logout-queue"
     )
@@ -205,10 +210,10 @@ def test_a_second_event_type_has_tokens_that_join(database, project):
 
     joined = query(
         database,
-        "select user_id, after_seconds from analytics.user_logouts"
+        "select user_id, after_seconds, logouts.device_type from analytics.user_logouts as logouts"
         " join analytics.user_logins using (user_id, masked_device_id)",
     )
-    assert joined == [("u1", 60)]
+    assert joined == [("u1", 60, None)]
     reasons = query(database, "select queue, reason from analytics.rejected_messages order by queue")
     assert reasons == [
         ("another-queue", "unknown_queue"),
@@ -275,6 +280,34 @@ WRONG = {
         f"{FIELDS}\n        load_id: {{type: integer}}",
         "field load_id: a name has small letters",
     ),
+    "word-of-sql": (
+        FIELDS,
+        f"{FIELDS}\n        user: {{type: text, longest: 9}}",
+        "field user: user is a word of SQL: give it another name",
+    ),
+    "queue-not-in-a-list": ("queues: [login-queue]", "queues: login-queue", "queues is a list of queues' names"),
+    "no-queue": ("queues: [login-queue]", "queues: []", "queues: of which one are its messages?"),
+    "queue-by-url": (
+        "queues: [login-queue]",
+        "queues: [https://sqs.eu-central-1.amazonaws.com/123456789012/login-queue]",
+        "queues is a list of queues' names",
+    ),
+    "none-not-in-a-list": (
+        '[0.0.0.0, "::", unknown, "null", none, "-"]',
+        "unknown",
+        "kind ip: none is a list of texts, and none blank",
+    ),
+    "none-blank": ('"::", unknown', '" ", unknown', "kind ip: none is a list of texts, and none blank"),
+    "none-no-text": ('"::", unknown', "null, unknown", "kind ip: none is a list of texts, and none blank"),
+    "required-no-boolean": (
+        "required: true}\n        device_type",
+        "required: 'no'}\n        device_type",
+        "required is true or false",
+    ),
+    "empty-path": ("locale: {type", "locale: {path: 'app.', type", "field locale: path"),
+    "path-with-a-quote": ("locale: {type", "locale: {path: app.it's, type", "field locale: path"),
+    "no-fields": (f"{FIELDS}{ALL_FIELDS}", f"{FIELDS} [user_id]\n", "fields: nothing is declared"),
+    "longer-than-a-message": ("longest: 32}\n        device_id", "longest: 99999999}\n        device_id", "longest"),
     "one-place": ("locale: {type", "locale: {path: user_id, type", "user_id and locale are read from the same place"),
     "envelope": ("envelope: none", "envelope: xml", "envelope: xml is not one of none, sns, eventbridge"),
     "users-of-an-address": (
@@ -298,3 +331,9 @@ def test_a_wrong_declaration_stops_before_anything_is_built(database, project, n
     with pytest.raises(AssertionError, match=r"dbt_project\.yml, ") as stopped:
         project.dbt(database, "build")
     assert sentence in str(stopped.value)
+
+
+def test_words_of_sql_are_those_that_the_server_has(database):
+    listed = (DBT_PROJECT / "macros/declaration.sql").read_text().partition("macro reserved_words()")[2]
+    reserved = query(database, "select word from pg_get_keywords() where catcode in ('R', 'T')")
+    assert {word for (word,) in reserved} <= set(re.findall("[a-z_]+", listed.partition("endmacro")[0]))

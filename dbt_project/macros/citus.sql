@@ -18,8 +18,8 @@
 {# The same members as elsewhere by jsonb_to_record(), which is STABLE: Citus would bring the messages to the coordinator. #}
 {% macro first_level_on_workers(members) -%}
     {%- set arrays, columns = [], [] -%}
-    {%- for member, type in members.items() -%}
-        {%- do arrays.append('array[parsed.event ' ~ {'text': '->>', 'jsonb': '->'}[type] ~ " '" ~ member ~ "']") -%}
+    {%- for member in members -%}
+        {%- do arrays.append("array[parsed.event ->> '" ~ member ~ "']") -%}
         {%- do columns.append(adapter.quote(member)) -%}
     {%- endfor -%}
     unnest(

@@ -8,6 +8,7 @@
         {%- do declared_as('kind ' ~ kind, it, required=['form'], optional=['none']) -%}
         {%- do one_of('kind ' ~ kind, 'form', it.form, ['address', 'identifier', 'text', 'exact']) -%}
         {%- do plain_name('kind ' ~ kind, kind) -%}
+        {%- do texts('kind ' ~ kind, 'none', it.get('none', []), '(?s).*\\S.*', 'a list of texts, and none blank: those are missing') -%}
     {%- endfor -%}
     {%- set queues, models, columns = [], [], {} -%}
     {%- for name, it in var('events').items() -%}
@@ -16,9 +17,12 @@
         {%- do declared_as(where, it, required=['queues', 'model', 'subject', 'fields'], optional=['envelope', 'shown_to_the']) -%}
         {%- do one_of(where, 'envelope', it.get('envelope', 'none'), ['none', 'sns', 'eventbridge']) -%}
         {%- do one_of(where, 'shown_to_the', it.get('shown_to_the', 'second'), ['second', 'minute', 'hour', 'day']) -%}
+        {%- do texts(where, 'queues', it.queues, '[A-Za-z0-9_-]{1,80}([.]fifo)?', "a list of queues' names") -%}
+        {%- if not it.queues -%}{%- do wrong(where, 'queues: of which one are its messages?') -%}{%- endif -%}
         {%- do only_once(where, 'the queue', it.queues, queues) -%}
         {%- do only_once(where, 'the model', [it.model], models) -%}
         {%- set fields = {} -%}
+        {%- if it.fields is not mapping -%}{%- do wrong(where ~ ', fields', 'nothing is declared') -%}{%- endif -%}
         {%- for field, declared in it.fields.items() -%}
             {%- do fields.update({field: declared_field(where ~ ', field ' ~ field, field, declared, kinds)}) -%}
             {%- do same_everywhere(where ~ ', field ' ~ field, field, fields[field], columns) -%}
@@ -47,14 +51,17 @@
         {%- do one_of(where, 'type', declared.type, ['text', 'version', 'integer', 'boolean', 'timestamp']) -%}
     {%- endif -%}
     {%- set type = 'text' if masked else declared.type -%}
-    {%- if type == 'text' and not (declared.get('longest') is integer and declared.longest > 0) -%}
-        {%- do wrong(where, 'longest: how many characters may it have?') -%}
+    {%- if declared.get('required', false) is not boolean -%}{%- do wrong(where, 'required is true or false') -%}{%- endif -%}
+    {%- set path = (declared.get('path', name) | string).split('.') -%}
+    {%- do texts(where, 'path', path, "[^'\"{},\\\\]+", 'names with dots between, without quotes, commas and braces') -%}
+    {%- if type == 'text' and not (declared.get('longest') is integer and 0 < declared.longest <= 1048576) -%}
+        {%- do wrong(where, 'longest: how many characters may it have? (A message has a million at most.)') -%}
     {%- elif type != 'text' and 'longest' in declared -%}
         {%- do wrong(where, 'longest is for text, and this is of type ' ~ type) -%}
     {%- endif -%}
     {{ return({
         'name': name, 'type': type, 'masked_as': declared.get('masked_as'), 'longest': declared.get('longest'),
-        'required': declared.get('required', false), 'path': (declared.get('path', name) | string).split('.'),
+        'required': declared.get('required', false), 'path': path,
         'form': kinds[declared.masked_as].form if masked, 'none': kinds[declared.masked_as].get('none', []) if masked,
     }) }}
 {%- endmacro %}
@@ -93,7 +100,33 @@
         'is_accepted', 'subject', 'mask_key_version', 'create_date', 'logged_in_at'] -%}
     {%- if not modules.re.fullmatch('[a-z][a-z0-9_]{0,39}', name | string) or name in taken -%}
         {%- do wrong(where, 'a name has small letters, digits and _, and is none of ' ~ taken | join(', ')) -%}
+    {%- elif name in reserved_words() -%}
+        {%- do wrong(where, name ~ ' is a word of SQL: give it another name, and say where it is (path: ' ~ name ~ ')') -%}
     {%- endif -%}
+{%- endmacro %}
+
+{# What PostgreSQL 15 to 18 do not take for a column (pg_get_keywords(), R and T); some, such as user, they take for a
+   value of their own. #}
+{% macro reserved_words() -%}
+    {{ return((
+        'all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate '
+        ~ 'collation column concurrently constraint create cross current_catalog current_date current_role '
+        ~ 'current_schema current_time current_timestamp current_user default deferrable desc distinct do else end '
+        ~ 'except false fetch for foreign freeze from full grant group having ilike in initially inner intersect '
+        ~ 'into is isnull join lateral leading left like limit localtime localtimestamp natural not notnull null '
+        ~ 'offset on only or order outer overlaps placing primary references returning right select session_user '
+        ~ 'similar some symmetric system_user table tablesample then to trailing true union unique user using '
+        ~ 'variadic verbose when where window with'
+    ).split()) }}
+{%- endmacro %}
+
+{# A list of texts, each in full as this regular expression. YAML has other sorts of values: null, no, 0. #}
+{% macro texts(where, key, list, pattern, wanted) -%}
+    {%- set ns = namespace(right=list is sequence and list is not string) -%}
+    {%- for text in list if ns.right -%}
+        {%- set ns.right = text is string and modules.re.fullmatch(pattern, text) is not none -%}
+    {%- endfor -%}
+    {%- if not ns.right -%}{%- do wrong(where, key ~ ' is ' ~ wanted) -%}{%- endif -%}
 {%- endmacro %}
 
 {# Event types share the boundary's columns: one name, one type. #}
@@ -116,13 +149,15 @@
 {%- endmacro %}
 
 
-{# The fields of all event types, each name once; `events` says which have it, with its path and rules there. #}
+{# The fields of all event types, each name once; `events` says which have it, with its path and rules there. It is
+   required where all of them require it. #}
 {% macro declared_fields(masked) -%}
     {%- set fields = {} -%}
     {%- for event, it in declared_events().items() -%}
         {%- for name, field in it.fields.items() if (field.masked_as is not none) == masked -%}
             {%- if name not in fields -%}{%- do fields.update({name: dict(field, events={})}) -%}{%- endif -%}
             {%- do fields[name].events.update({event: field}) -%}
+            {%- do fields[name].update({'required': fields[name].required and field.required}) -%}
         {%- endfor -%}
     {%- endfor -%}
     {{ return(fields.values() | list) }}

@@ -40,26 +40,25 @@
 {%- endmacro %}
 
 
-{# The members of the message that the fields are read from, each taken out once; null where the JSON has null. #}
+{# The members of the message that fields are read from, each taken out once; null where the JSON has null. #}
 {% macro first_level() -%}
-    {%- set members, columns = {}, [] -%}
+    {%- set members = [] -%}
     {%- for field in declared_fields(masked=false) + declared_fields(masked=true) -%}
-        {%- for it in field.events.values() -%}
-            {%- do members.update({it.path[0]: 'text' if it.path | length == 1 and members.get(it.path[0]) != 'jsonb' else 'jsonb'}) -%}
+        {%- for it in field.events.values() if it.path | length == 1 and it.path[0] not in members -%}
+            {%- do members.append(it.path[0]) -%}
         {%- endfor -%}
     {%- endfor -%}
+    {%- if not members -%}{{ return('unnest(array[parsed.event]) as fields (event)') }}{%- endif -%}
     {%- if is_distributed() -%}{{ return(first_level_on_workers(members)) }}{%- endif -%}
-    {%- for member, type in members.items() -%}{%- do columns.append(adapter.quote(member) ~ ' ' ~ type) -%}{%- endfor -%}
     jsonb_to_record(
     case when jsonb_typeof(parsed.event) = 'object' then parsed.event else '{}' end
-) as fields ({{ columns | join(', ') }})
+) as fields ({% for member in members %}{{ adapter.quote(member) }} text{{ ', ' if not loop.last }}{% endfor %})
 {%- endmacro %}
 
 
 {% macro field_text(field) -%}
-    {%- set member = 'fields.' ~ adapter.quote(field.path[0]) -%}
-    {%- if field.path | length == 1 -%}{{ return(member) }}{%- endif -%}
-    {{ return('(' ~ member ~ " #>> '{" ~ field.path[1:] | join(',') ~ "}')") }}
+    {%- if field.path | length == 1 -%}{{ return('fields.' ~ adapter.quote(field.path[0])) }}{%- endif -%}
+    {{ return("(parsed.event #>> '{" ~ field.path | join(',') ~ "}')") }}
 {%- endmacro %}
 
 
@@ -67,7 +66,7 @@
     {%- if field.path | length == 1 -%}
         {{ return("jsonb_typeof(parsed.event -> '" ~ field.path[0] ~ "')") }}
     {%- endif -%}
-    {{ return('jsonb_typeof(fields.' ~ adapter.quote(field.path[0]) ~ " #> '{" ~ field.path[1:] | join(',') ~ "}')") }}
+    {{ return("jsonb_typeof(parsed.event #> '{" ~ field.path | join(',') ~ "}')") }}
 {%- endmacro %}
 
 
