@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.officer import Officer, audit, privacy
 from tests.pipeline import DBT_PROJECT, dbt, land, query
@@ -325,12 +326,23 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_declaration_stops_before_anything_is_built(database, project, name):
+def test_a_wrong_declaration_is_refused_in_a_sentence(module_database, name):
     old, new, sentence = WRONG[name]
-    project.declare(old, new)
+    declared = (DBT_PROJECT / "dbt_project.yml").read_text()
+    assert declared.count(old) == 1
+    wrong = json.dumps(yaml.safe_load(declared.replace(old, new))["vars"])
+    reader = "users_that_an_ip_connects" if "users_that_an_ip_connects" in old else "declared_events"
     with pytest.raises(AssertionError, match=r"dbt_project\.yml, ") as stopped:
-        project.dbt(database, "build")
+        dbt(module_database, "run-operation", reader, "--vars", wrong)
     assert sentence in str(stopped.value)
+
+
+def test_a_wrong_declaration_stops_before_anything_is_built(database, project):
+    old, new, sentence = WRONG["unknown-kind"]
+    project.declare(old, new)
+    with pytest.raises(AssertionError, match=sentence):
+        project.dbt(database, "build")
+    assert query(database, "select count(*) from pg_class where relname = 'user_logins'") == [(0,)]
 
 
 def test_words_of_sql_are_those_that_the_server_has(database):
