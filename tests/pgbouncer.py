@@ -44,13 +44,11 @@ def pgbouncer(env: Mapping[str, str]) -> Iterator[int]:
         if as_another:
             for path in (folder, *folder.iterdir()):
                 shutil.chown(path, "nobody")
-        command = [PGBOUNCER, "-q", folder / "pgbouncer.ini"]
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL, **as_another) as pool:
-            try:
-                until(lambda: answers(port))
-                yield port
-            finally:
-                pool.terminate()
+        # It ends with this process, even where that is killed: its input closes then.
+        command = ["sh", "-c", '"$@" & read _; kill $!; wait', "sh", PGBOUNCER, "-q", folder / "pgbouncer.ini"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, **as_another):
+            until(lambda: answers(port))
+            yield port
 
 
 def answers(port: int) -> bool:

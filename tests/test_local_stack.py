@@ -15,6 +15,7 @@ import pytest
 from local.postgres import Account, choose_postgres, find_postgres, major
 from local.processes import StackError, wait
 from local.stack import DATABASE, LOGINS, SUPERUSER, Stack
+from tests.pgbouncer import PGBOUNCER, answers
 
 ROOT = Path(__file__).parents[1]
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root has to act as another user")
@@ -125,6 +126,19 @@ def test_the_servers_of_a_test_run_that_is_killed_end_too():
         assert processes_of(folder)
         killed.kill()
     wait(lambda: not folder.exists() and not processes_of(folder), f"{folder} is still there.")
+
+
+@pytest.mark.skipif(not PGBOUNCER, reason="PgBouncer is not here: apt install pgbouncer")
+def test_the_pool_of_a_test_run_that_is_killed_ends_too(stack):
+    run = "import os; from tests.pgbouncer import *\nwith pgbouncer(os.environ) as port: print(port, flush=1); input()"
+    env = os.environ | stack.environment("loader_user")
+    with subprocess.Popen(
+        [sys.executable, "-c", run], cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as killed:
+        port = int(killed.stdout.readline())
+        assert answers(port)
+        killed.kill()
+    wait(lambda: not answers(port), "PgBouncer is still there.")
 
 
 def test_settings_of_a_tests_own_reach_the_server(own):
