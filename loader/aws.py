@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import threading
 import time
@@ -57,6 +58,7 @@ SERVICES = {
 NETWORK = {
     "CannotConnect": "Could not connect to {endpoint}",
     "CannotConnectToProxy": "Could not connect to the proxy for {endpoint}",
+    "RefusedByProxy": "The proxy for {endpoint} answers CONNECT with HTTP status {status}",
     "UnknownHost": "Could not connect to {endpoint}, since there is no such name",
     "TimedOut": "{endpoint} took too long",
     "NotTrusted": "{endpoint}: certificate verify failed",
@@ -88,8 +90,9 @@ OF_BOTOCORE = {
 # The last two are those that libcurl would add.
 HEADERS = ("Content-Type: application/x-amz-json-1.0", "Accept:", "Expect:")
 IDENTITY = "Check AWS_WEB_IDENTITY_TOKEN_FILE, the identity provider and the trust policy of AWS_ROLE_ARN"
+SIGN_IN = "Run `aws sso login` for this profile"
 # Those of botocore's sentences that hold nothing but names of settings.
-SAFE = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound, aws.UnauthorizedSSOTokenError)
+SAFE = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound)
 
 
 class Fault(Exception):
@@ -113,6 +116,7 @@ class Client:
         self.region: str = client.meta.region_name
         self.endpoint: str = client.meta.endpoint_url
         self.host = urlsplit(self.endpoint)._replace(path="").geturl().rpartition("@")[2]
+        self.proxy = proxy_for(self.endpoint)
 
     at_once = 1  # calls that a thread can have under way
 
@@ -173,8 +177,8 @@ class Client:
         reason = f"what answers with HTTP status {status} at {self.host} is not SQS"
         raise Fault(errors.NoSqs(operation=operation, reason=reason), "NotFromSQS", True)
 
-    def network(self, operation: str, name: str) -> Fault:
-        reason = NETWORK.get(name, name).format(endpoint=self.host)
+    def network(self, operation: str, name: str, status: int = 0) -> Fault:
+        reason = NETWORK.get(name, name).format(endpoint=self.host, status=status)
         return Fault(errors.NoSqs(operation=operation, reason=reason), name, True)
 
 
@@ -191,6 +195,7 @@ class Lean(Client):
         trusted = get_cert_path(session.get_config_variable("ca_bundle") or True)
         self.options = {
             pycurl.URL: self.endpoint if urlsplit(self.endpoint).path else self.endpoint + "/",
+            pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,  # FTP would send the key as a password
             pycurl.AWS_SIGV4: f"aws:amz:{self.region}:{client.meta.service_model.signing_name}",
             pycurl.POST: 1,
             pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
@@ -200,14 +205,15 @@ class Lean(Client):
             pycurl.CONNECTTIMEOUT: CONNECT_TIMEOUT,
             pycurl.LOW_SPEED_LIMIT: 1,
             pycurl.LOW_SPEED_TIME: client.meta.config.read_timeout,
-            pycurl.CAINFO: trusted,
-            pycurl.PROXY_CAINFO: trusted,
+            pycurl.CAINFO: os.fsencode(trusted),
+            pycurl.PROXY_CAINFO: os.fsencode(trusted),
             pycurl.NOPROXY: "",  # as boto3 finds its proxy, not as libcurl would
             pycurl.PROXY: "",
         }
-        if proxy := ProxyConfiguration(get_environ_proxies(self.endpoint)).proxy_url_for(self.endpoint):
-            to = urlsplit(proxy)
-            self.options |= {pycurl.PROXY: proxy, pycurl.PROXYPORT: to.port or (443 if to.scheme == "https" else 80)}
+        if self.proxy:
+            to = urlsplit(self.proxy)
+            port = to.port or (443 if to.scheme == "https" else 80)
+            self.options |= {pycurl.PROXY: os.fsencode(self.proxy), pycurl.PROXYPORT: port}
         self.mine = threading.local()
 
     def calls(self, operation: str, requests: Iterable[dict], at_once: int = 1) -> Iterator[tuple[dict, dict | Fault]]:
@@ -243,8 +249,9 @@ class Lean(Client):
                 for curl, number, _ in failed:
                     _, request = busy.pop(curl)
                     multi.remove_handle(curl)
+                    name, status = OF_CURL.get(number, f"libcurl's error {number}"), curl.getinfo(pycurl.HTTP_CONNECTCODE)
                     curl.close()
-                    yield request, self.network(operation, OF_CURL.get(number, f"libcurl's error {number}"))
+                    yield request, self.network(operation, "RefusedByProxy" if status >= 300 else name, status)
                 if not done and not failed and multi.select(1) <= 0:
                     time.sleep(0.002)  # there may be no socket to wait for yet, while a name is being looked up
         finally:
@@ -323,7 +330,12 @@ class Boto3(Client):
 
 
 def connect(connections: int, lean: bool = True, queue_url: str | None = None) -> Client:
-    """A client by AWS_* and ~/.aws, in the region of the queue's URL where that names one."""
+    """A client by AWS_* and ~/.aws, in the region of the queue's URL where that names one.
+
+    An empty variable is none, which botocore takes for a profile, a file or a region without a name.
+    """
+    for name in [name for name, value in os.environ.items() if name.startswith("AWS_") and not value]:
+        del os.environ[name]
     config = Config(
         user_agent=USER_AGENT,  # a fixed one, because botocore makes its own anew for every call
         parameter_validation=False,
@@ -348,8 +360,22 @@ def connect(connections: int, lean: bool = True, queue_url: str | None = None) -
         raise errors.BadSetting(problem="There is no AWS region: set AWS_DEFAULT_REGION.") from None
     except (aws.BotoCoreError, ValueError) as error:
         remedy = "Check AWS_DEFAULT_REGION and AWS_ENDPOINT_URL (http://host:port)."
-        raise errors.BadSetting(problem=f"The AWS settings make no sense: {error}. {remedy}") from None
+        reason = re.sub(r"//.*@", "//", str(error)).rstrip(".")  # without the password that a URL may have in it
+        raise errors.BadSetting(problem=f"The AWS settings make no sense: {reason}. {remedy}") from None
     return (Lean if lean else Boto3)(session, client)
+
+
+def proxy_for(endpoint: str) -> str | None:
+    """The URL of the proxy that leads there, of those in http_proxy, https_proxy and no_proxy."""
+    proxy = ProxyConfiguration(get_environ_proxies(endpoint)).proxy_url_for(endpoint)
+    try:
+        _ = proxy and urlsplit(proxy).port
+    except ValueError:  # whose text has a piece of the URL, which may be one of the password
+        raise errors.BadSetting(
+            problem="http_proxy or https_proxy is no URL (http://user:password@host:port). In user and password,"
+            " percent-encode all but letters and digits."
+        ) from None
+    return proxy
 
 
 def region_of(queue_url: str | None) -> str | None:
@@ -357,9 +383,8 @@ def region_of(queue_url: str | None) -> str | None:
     host = urlsplit((queue_url or "").strip()).hostname or ""
     if host == "queue.amazonaws.com":
         return "us-east-1"
-    named = re.search(
-        r"(?:^|\.)(?:sqs|sqs-fips)\.([a-z]{2}(?:-[a-z]+)+-\d)\.|^([a-z]{2}(?:-[a-z]+)+-\d)\.queue\.", host
-    )
+    region = r"([a-z]{2,4}(?:-[a-z]+)+-\d)"
+    named = re.search(rf"(?:^|\.)(?:sqs|sqs-fips)\.{region}\.|^{region}\.queue\.", host)
     return (named[1] or named[2]) if named else None
 
 
@@ -412,9 +437,14 @@ def without_credentials(error: Exception) -> Fault:
         return Fault(errors.NoCredentials(reason=f"what gives them does not answer, {name}"), name, True)
     if isinstance(error, OSError):
         reason = f"{error.filename or 'their source'}: {error.strerror or 'cannot be read'}"
+    elif isinstance(error, (aws.SSOError, aws.TokenRetrievalError)):
+        reason = "the SSO session has expired, or there is none"
+        return Fault(errors.NoCredentials(reason=reason, remedy=SIGN_IN), type(error).__name__)
+    elif isinstance(error, EOFError):  # of a prompt
+        reason = "the profile needs an MFA code, and nobody is at the keyboard"
     elif isinstance(error, SAFE):
         reason = str(error).strip().rstrip(".")
-    elif isinstance(error, (aws.CredentialRetrievalError, aws.TokenRetrievalError)):
+    elif isinstance(error, aws.CredentialRetrievalError):
         reason = f"{error.kwargs['provider']} gave none"
     else:
         reason = f"{type(error).__name__} while they were loaded"

@@ -34,6 +34,8 @@ class Call(BaseHTTPRequestHandler):
     def do_CONNECT(self):
         """As an HTTP proxy does for HTTPS: passes bytes on, without understanding them."""
         self.server.calls["CONNECT"] += 1
+        if self.server.refuses:
+            return self.answer(self.server.refuses, b"")
         self.send_response(200)
         self.end_headers()
         host, port = self.path.split(":")
@@ -149,6 +151,8 @@ def always(operation: str, fault: Fault) -> Fault:
 
 
 class Server(ThreadingHTTPServer):
+    refuses = 0  # the status that CONNECT is refused with
+
     def get_request(self):
         try:
             return super().get_request()
