@@ -35,10 +35,10 @@ WRONG_CLOCK = {"RequestExpired", "RequestInTheFuture", "RequestTimeTooSkewed"}
 BAD_IDENTITY = {"IDPCommunicationError", "IDPRejectedClaim", "InvalidIdentityToken"}
 BAD_CREDENTIALS = {
     "AuthFailure", "ExpiredToken", "IncompleteSignature", "InvalidAccessKeyId", "InvalidClientTokenId",
-    "InvalidSecurity", "InvalidSignature", "MissingAuthenticationToken", "SignatureDoesNotMatch",
+    "InvalidSignature", "MissingAuthenticationToken", "SignatureDoesNotMatch",
     "TokenRefreshRequired", "Unauthorized", "UnrecognizedClient",
 }  # fmt: skip
-NOT_PERMITTED = {"AccessDenied", "OptInRequired", "UnauthorizedOperation"}
+NOT_PERMITTED = {"AccessDenied", "UnauthorizedOperation"}
 PASSING = {
     "IDPCommunicationError", "InternalError", "InternalFailure", "LimitExceeded", "OverLimit", "RequestLimitExceeded",
     "RequestThrottled", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttled", "Throttling",
@@ -48,6 +48,12 @@ PASSING = {
 # What the key of an encrypted queue refuses, in SQS's words: `KmsDisabled`, once `KMS.DisabledException`.
 KMS = re.compile(r"(?:AWS\.SimpleQueueService\.)?(?:KMS\.|Kms)(?:KMS)?(\w+?)(?:Exception)?")
 ACTION = re.compile(r"not authorized to perform: ([a-z0-9-]+:\w+)")
+# What kind of policy does not allow it, or denies it.
+POLICY = re.compile(
+    r"(because no|explicit deny in an?) "
+    r"((?:identity-based|resource-based|service control|resource control|session|VPC endpoint) policy"
+    r"|permissions boundary)"
+)
 OUT_OF_TIME = re.compile(r"[Ss]ignature (expired|not yet current)")
 SERVICES = {
     "GetRoleCredentials": "sso",
@@ -90,6 +96,7 @@ OF_BOTOCORE = {
 # The last two are those that libcurl would add.
 HEADERS = ("Content-Type: application/x-amz-json-1.0", "Accept:", "Expect:")
 IDENTITY = "Check AWS_WEB_IDENTITY_TOKEN_FILE, the identity provider and the trust policy of AWS_ROLE_ARN"
+SIGN_UP = "Sign the account up for the service, and enable the region for it"
 SIGN_IN = "Run `aws sso login` for this profile"
 # Those of botocore's sentences that hold nothing but names of settings.
 SAFE = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound)
@@ -162,10 +169,10 @@ class Client:
         """What SQS answered. Whoever else answers, a proxy's page for one, is a fault and no empty queue."""
         try:
             answer = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if status == 200:
-            with suppress(KeyError, TypeError, AttributeError):
+            with suppress(KeyError, TypeError, AttributeError, ValueError):
                 if isinstance(answer, dict) and SHAPES[operation](answer):
                     return answer
         elif isinstance(answer, dict) and isinstance(code := answer.get("__type"), str):
@@ -394,14 +401,17 @@ def refused(service: str, operation: str, code: str, message: str, status: int, 
     if not re.fullmatch(r"[\w.-]{1,100}", code):
         code = "unknown"
     name = code.rpartition(".")[2].removesuffix("Exception")
-    action = f"{service}:{operation}"
+    action = f"{service}:{operation.removesuffix('Batch')}"  # IAM has no actions for batches
     if kms := KMS.fullmatch(code):
         service, name, action = "kms", kms[1], "kms:Decrypt"
     if named := ACTION.search(message):
         action = named[1]
         service = action.partition(":")[0]
     error: errors.LoaderError
-    if service == "kms" and name in NOT_PERMITTED:
+    if name == "OptInRequired":
+        on = f" {'for' if service == 'kms' else 'on'} {subject}" if subject else ""
+        error = errors.NotPermitted(reason=f"{action}{on}", remedy=SIGN_UP)
+    elif service == "kms" and name in NOT_PERMITTED:
         where = "the IAM policy of the loader and in the policy of the queue's KMS key"
         error = errors.NotPermitted(reason=f"{action} for {subject}", remedy=f"Allow it in {where}")
     elif service == "kms" and name not in PASSING:
@@ -415,14 +425,24 @@ def refused(service: str, operation: str, code: str, message: str, status: int, 
     elif name in BAD_CREDENTIALS:
         error = errors.NoCredentials(reason=code if service == "sqs" else f"{action} answers {code}")
     elif name in NOT_PERMITTED:
-        whose = "the role's trust policy and " if service == "sts" else ""
         on = f" on {subject}" if subject else ""
-        error = errors.NotPermitted(reason=f"{action}{on}", remedy=f"Allow it in {whose}the IAM policy of the loader")
+        error = errors.NotPermitted(reason=f"{action}{on}", remedy=remedy_in_policies(service, message))
     elif service in ("sqs", "kms"):
         error = errors.NoSqs(operation=operation, reason=code)
     else:
         error = errors.NoCredentials(reason=f"{action} answers {code}")
     return Fault(error, code, name in PASSING or status == 429 or status >= 500)
+
+
+def remedy_in_policies(service: str, message: str) -> str:
+    """Which policy to change: the one that AWS's message names, or else the loader's own."""
+    whose = "the role's trust policy and " if service == "sts" else ""
+    where, denied = f"{whose}the IAM policy of the loader", False
+    if named := POLICY.search(message):
+        denied = named[1].startswith("explicit")
+        if named[2] != "identity-based policy":
+            where = f"the {named[2]}"
+    return f"Remove what denies it from {where}" if denied else f"Allow it in {where}"
 
 
 def without_credentials(error: Exception) -> Fault:
@@ -453,17 +473,43 @@ def without_credentials(error: Exception) -> Fault:
 
 def is_batch(answer: dict) -> bool:
     lists = [each for name in ("Successful", "Failed") if (each := answer.get(name)) is not None]
-    return bool(lists) and all(entry["Id"].isdecimal() for entries in lists for entry in entries)
+    return bool(lists) and all(type(each) is list and all(is_number(entry["Id"]) for entry in each) for each in lists)
+
+
+def is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 20
+
+
+def is_attributes(answer: dict) -> bool:
+    """Whatever is used of them; an emulator may leave some out."""
+    attributes = {name: value for name, value in answer["Attributes"].items() if value is not None}
+    numbers = ("VisibilityTimeout", "MessageRetentionPeriod", "Approximate")
+    policy = redrive_policy(attributes)
+    return all(is_number(str(value)) for name, value in attributes.items() if name.startswith(numbers)) and (
+        not policy or policy["deadLetterTargetArn"].count(":") == 5 and is_number(str(policy.get("maxReceiveCount", 0)))
+    )
+
+
+def redrive_policy(attributes: dict) -> dict:
+    """That of a queue's attributes; empty where there is none."""
+    policy = attributes.get("RedrivePolicy") or {}
+    return policy if isinstance(policy, dict) else json.loads(policy) or {}
 
 
 def is_received(answer: dict) -> bool:
     """SQS leaves `Messages` out when there are none; it has sent null as well."""
     if "Messages" not in answer:
         return not answer
-    for each in answer["Messages"] or ():
+    messages = answer["Messages"]
+    for each in messages or ():
         if not type(each["Body"]) is type(each["MessageId"]) is type(each["ReceiptHandle"]) is str:
             return False
-    return True
+    return messages is None or type(messages) is list
+
+
+def is_tasks(answer: dict) -> bool:
+    tasks = answer["Results"]
+    return tasks is None or (type(tasks) is list and all(type(each["Status"]) is str for each in tasks))
 
 
 # Whether an answer looks like SQS's.
@@ -471,8 +517,8 @@ SHAPES: dict[str, Callable[[dict], bool]] = {
     "ReceiveMessage": is_received,
     "DeleteMessageBatch": is_batch,
     "ChangeMessageVisibilityBatch": is_batch,
-    "GetQueueUrl": lambda answer: isinstance(answer.get("QueueUrl"), str),
-    "GetQueueAttributes": lambda answer: isinstance(answer.get("Attributes"), dict),
+    "GetQueueUrl": lambda answer: bool(answer["QueueUrl"].strip()),
+    "GetQueueAttributes": is_attributes,
     "StartMessageMoveTask": lambda answer: isinstance(answer.get("TaskHandle"), str),
-    "ListMessageMoveTasks": lambda answer: "Results" in answer,
+    "ListMessageMoveTasks": is_tasks,
 }

@@ -118,10 +118,11 @@ def stop_on_signals(run: Run) -> None:
 def redrive(queue_name, queue_url):
     """Move the messages of the dead-letter queue back to the queue (StartMessageMoveTask)."""
     queue = Queue(connect(1, queue_url=queue_url), queue_name, queue_url)
-    for task in queue.redrive():
-        moved, total = task.get("ApproximateNumberOfMessagesMoved", 0), task.get("ApproximateNumberOfMessagesToMove", 0)
+    *_, task = queue.redrive()
+    moved, total = (task.get(f"ApproximateNumberOfMessages{which}") or 0 for which in ("Moved", "ToMove"))
     if task["Status"] != "COMPLETED":
-        raise errors.CannotRedrive(reason=f"the task ended as {task['Status']} after {moved} of {total} messages")
+        ended = task["Status"] + (f" ({why})" if (why := task.get("FailureReason")) else "")
+        raise errors.CannotRedrive(reason=f"the task ended as {ended} after {moved} of {total} messages")
     click.echo(f"moved {moved} of {total} messages back to {queue.name}")
 
 

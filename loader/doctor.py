@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
+from loader.aws import redrive_policy
 from loader.errors import LoaderError, SequenceBehind
 from loader.land import Away, Database, Refused, insert, made_up
-from loader.sqs import Queue, redrive_policy
+from loader.sqs import Queue
 from loader.status import ENOUGH_RECEIVES, age_of_oldest, dead_letter_trouble, dead_letters, span
 
 PRIVILEGES = """
@@ -72,6 +73,8 @@ def dead_letter_queue(queue: Queue, attributes: dict[str, str]) -> Check:
 
 
 def retention(queue: Queue, attributes: dict[str, str]) -> Check:
+    if not attributes.get("MessageRetentionPeriod"):  # an emulator's, which keeps them for as long as it runs
+        return Check("retention", True, "how long messages are kept is unknown")
     kept = timedelta(seconds=int(attributes["MessageRetentionPeriod"]))
     if not queue.backlog(attributes):
         return Check("retention", True, f"messages are kept for {span(kept)}, and none waits")
@@ -85,7 +88,7 @@ def retention(queue: Queue, attributes: dict[str, str]) -> Check:
 
 def age_of_some(queue: Queue, attributes: dict[str, str]) -> timedelta | None:
     """Of the oldest of ten, where CloudWatch does not tell. Looking counts as a receive: not where few are allowed."""
-    if int(redrive_policy(attributes).get("maxReceiveCount", ENOUGH_RECEIVES)) < ENOUGH_RECEIVES:
+    if int(redrive_policy(attributes).get("maxReceiveCount") or ENOUGH_RECEIVES) < ENOUGH_RECEIVES:
         return None
     sent = [int(each.sent_at) / 1000 for each in queue.peek() if each.sent_at]
     return timedelta(seconds=time.time() - min(sent)) if sent else None

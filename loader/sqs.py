@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 
 from loader import errors
-from loader.aws import NO_SUCH_CALL, Client, Fault
+from loader.aws import NO_SUCH_CALL, Client, Fault, redrive_policy
 
 BATCH = 10  # messages in one call, by SQS's own limit
 MAX_VISIBILITY = 12 * 3600  # seconds from the first receive, by SQS's own limit
@@ -74,7 +74,8 @@ def milliseconds(value: object) -> str | None:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         try:
-            number = datetime.fromisoformat(str(value).replace("Z", "+00:00")).astimezone().timestamp()
+            moment = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+            number = moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp()
         except (ValueError, OverflowError):
             return None
     if abs(number) < 100_000_000_000:  # in seconds that is the year 5138, in milliseconds 1973
@@ -239,8 +240,12 @@ class Queue:
         try:
             self.client.call("StartMessageMoveTask", SourceArn=source, DestinationArn=attributes["QueueArn"])
         except Fault as fault:
-            if fault.code.removesuffix("Exception") in NO_SUCH_CALL:
+            name = fault.code.rpartition(".")[2].removesuffix("Exception")
+            if name in NO_SUCH_CALL:
                 raise errors.CannotRedrive(reason="this SQS has no StartMessageMoveTask") from None
+            if name in ("InvalidParameterValue", "ResourceNotFound"):
+                why = "as it does while another one for the same dead-letter queue is running"
+                raise errors.CannotRedrive(reason=f"SQS refuses the task, {fault.code}, {why}") from None
             raise fault.error from None
         while True:
             for task in (self.once("ListMessageMoveTasks", SourceArn=source, MaxResults=1)["Results"] or ())[:1]:
@@ -282,12 +287,6 @@ class Queue:
         seconds = random.uniform(0, min(20, 0.2 * 2**attempt))
         if self.stopping.wait(seconds):
             time.sleep(min(seconds, 0.2))
-
-
-def redrive_policy(attributes: dict) -> dict:
-    """That of a queue's attributes; empty where there is none."""
-    policy = attributes.get("RedrivePolicy") or {}
-    return policy if isinstance(policy, dict) else json.loads(policy)
 
 
 def tens(things: list) -> Iterator[list]:

@@ -69,7 +69,7 @@ class Status:
 
 def backlog(queue: Queue) -> dict:
     attributes = queue.attributes()
-    counted = {name: int(attributes.get(counter, 0)) for name, counter in COUNTERS.items()}
+    counted = {name: int(attributes.get(counter) or 0) for name, counter in COUNTERS.items()}
     return {"name": queue.name, **counted, "oldest": age_of_oldest(queue) if counted["waiting"] else timedelta(0)}
 
 

@@ -91,6 +91,10 @@ NOT_SQS = {
     "null": (200, b"null"),
     "a-number": (200, b"0"),
     "messages-of-another-kind": (200, b'{"Messages": {"a": 1}}'),
+    "messages-in-an-object": (200, b'{"Messages": {}}'),
+    "messages-in-a-text": (200, b'{"Messages": ""}'),
+    "messages-false": (200, b'{"Messages": false}'),
+    "nested-without-end": (200, b"[" * 100_000),
     "messages-with-nulls": (200, b'{"Messages": [null]}'),
     "a-message-without-a-body": (200, b'{"Messages": [{"MessageId": "1", "ReceiptHandle": "2"}]}'),
     "a-body-that-is-no-text": (200, b'{"Messages": [{"MessageId": "1", "ReceiptHandle": "2", "Body": {"a": 1}}]}'),
@@ -146,6 +150,52 @@ def test_who_is_not_sqs_is_found_out_at_every_call(loading: Loading, client: str
         status, _, err = end(loading.start("--give-up-after", "0", "--workers", "1"))
 
     assert (status, operation in err) == (8, True)
+
+
+WRONG_SHAPES = {
+    "batch-of-objects": ("DeleteMessageBatch", b'{"Successful": {}, "Failed": {}}'),
+    "batch-of-texts": ("DeleteMessageBatch", b'{"Successful": "", "Failed": []}'),
+    "batch-with-a-number-for-an-id": ("DeleteMessageBatch", b'{"Successful": [{"Id": 0}]}'),
+    "batch-with-a-strange-id": ("DeleteMessageBatch", b'{"Successful": [{"Id": "x"}]}'),
+    "batch-with-an-endless-id": ("DeleteMessageBatch", b'{"Successful": [{"Id": "' + b"9" * 5000 + b'"}]}'),
+    "url-null": ("GetQueueUrl", b'{"QueueUrl": null}'),
+    "url-empty": ("GetQueueUrl", b'{"QueueUrl": ""}'),
+    "attributes-in-a-list": ("GetQueueAttributes", b'{"Attributes": []}'),
+    "timeout-that-is-no-number": ("GetQueueAttributes", b'{"Attributes": {"VisibilityTimeout": "soon"}}'),
+    "counter-that-is-no-number": ("GetQueueAttributes", b'{"Attributes": {"ApproximateNumberOfMessages": "many"}}'),
+    "policy-that-is-no-json": ("GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": "none"}}'),
+    "policy-in-a-list": ("GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": "[1]"}}'),
+    "policy-without-a-target": ("GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": "{\\"maxReceiveCount\\":5}"}}'),
+    "policy-with-a-strange-target": (
+        "GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": {"deadLetterTargetArn": "dlq"}}}',
+    ),
+}  # fmt: skip
+
+
+@both_clients
+@pytest.mark.parametrize("name", WRONG_SHAPES)
+def test_an_answer_of_another_shape_is_not_from_sqs(loading: Loading, client: str, name: str):
+    loading.client = client
+    loading.send(1)
+    operation, body = WRONG_SHAPES[name]
+    with loading.faulty_sqs(always(operation, answer_with(200, body))):
+        status, _, err = end(loading.start("--give-up-after", "0", "--workers", "1"))
+
+    assert (status, operation in err) == (8, True)
+
+
+@pytest.mark.parametrize("attributes", [{}, {"VisibilityTimeout": None}, {"VisibilityTimeout": 5, "RedrivePolicy": ""}])
+@pytest.mark.parametrize("command", ["doctor", "load"])
+def test_attributes_that_an_emulator_leaves_out_are_unknown(loading: Loading, command: str, attributes: dict):
+    loading.send(1)
+    answer = json.dumps({"Attributes": attributes}).encode()
+    with loading.faulty_sqs(always("GetQueueAttributes", answer_with(200, answer))):
+        arguments = [sys.executable, "-m", "loader", command, "--queue-name", loading.queue_name]
+        done = subprocess.run(arguments, env=loading.env, capture_output=True, text=True)
+
+    assert done.stderr.count("\n") <= 1
+    assert done.returncode == {"doctor": 11, "load": 0}[command], done.stderr  # without a dead-letter queue
+    assert command == "load" or "ok    retention           how long messages are kept is unknown" in done.stdout
 
 
 @both_clients
@@ -217,6 +267,11 @@ def test_what_is_neither_deleted_nor_failed_is_deleted_again(loading: Loading, c
 KMS_MESSAGE = (
     "User: arn:aws:iam::1:user/x is not authorized to perform: kms:GenerateDataKey on the resource (Service: AWSKMS)"
 )
+# As the IAM User Guide has them, "Troubleshoot access denied error messages".
+WHO = "User: arn:aws:iam::1:user/x is not authorized to perform: sqs:receivemessage on resource: arn:aws:sqs:::q "
+DENIED = WHO + "because {} the sqs:receivemessage action"
+EXPLICIT = WHO + "with an explicit deny in {}"
+ALLOW = "Not permitted: sqs:receivemessage on {queue}. Allow it in "
 REFUSALS = {
     "AccessDenied": (4, "Not permitted: sqs:ReceiveMessage on {queue}. Allow it in the IAM policy of the loader."),
     "com.amazonaws.sqs#KmsAccessDenied": (4, "Not permitted: kms:Decrypt for {queue}. Allow it in the IAM policy"),
@@ -229,6 +284,12 @@ REFUSALS = {
     "RequestTimeTooSkewed": (17, "The clock of this machine is not that of AWS"),
     "InvalidSignatureException": (7, "No valid AWS credentials: InvalidSignatureException."),
     "InvalidClientTokenId": (7, "No valid AWS credentials: InvalidClientTokenId."),
+    "OptInRequired": (4, "Not permitted: sqs:ReceiveMessage on {queue}. Sign the account up for the service, "),
+    "KmsOptInRequired": (4, "Not permitted: kms:Decrypt for {queue}. Sign the account up for the service, "),
+    "InvalidSecurity": (8, "SQS does not answer ReceiveMessage: InvalidSecurity. Check AWS_ENDPOINT_URL"),
+    "AWS.SimpleQueueService.NonExistentQueue": (6, "There is no queue {queue} in us-east-1."),
+    "com.amazonaws.sqs#QueueDoesNotExist": (6, "There is no queue {queue} in us-east-1."),
+    "AWS.SimpleQueueService.KMS.DisabledException": (18, "SQS cannot use the KMS key of {queue}: "),
     "<script>alert(1)</script>": (8, "SQS does not answer ReceiveMessage: unknown."),
 }
 
@@ -254,6 +315,23 @@ def refuse(code: str, message: str = "", status: int = 400) -> faults.Fault:
     ("code", "message", "expected", "sentence"),
     [
         ("AccessDeniedException", KMS_MESSAGE, 4, "Not permitted: kms:GenerateDataKey for {queue}."),
+        ("AccessDenied", DENIED.format("no identity-based policy allows"), 4, ALLOW + "the IAM policy of the loader."),
+        ("AccessDenied", DENIED.format("no resource-based policy allows"), 4, ALLOW + "the resource-based policy."),
+        ("AccessDenied", DENIED.format("no VPC endpoint policy allows"), 4, ALLOW + "the VPC endpoint policy."),
+        ("AccessDenied", DENIED.format("no permissions boundary allows"), 4, ALLOW + "the permissions boundary."),
+        ("AccessDenied", DENIED.format("no service control policy allows"), 4, ALLOW + "the service control policy."),
+        (
+            "AccessDenied",
+            EXPLICIT.format("a service control policy"),
+            4,
+            "Not permitted: sqs:receivemessage on {queue}. Remove what denies it from the service control policy.",
+        ),
+        (
+            "AccessDenied",
+            EXPLICIT.format("an identity-based policy"),
+            4,
+            "Not permitted: sqs:receivemessage on {queue}. Remove what denies it from the IAM policy of the loader.",
+        ),
         ("SignatureDoesNotMatch", "Signature expired: 20261121T is now earlier than 2027", 17, "The clock of this"),
         ("InvalidSignatureException", "Signature not yet current: 2027", 17, "The clock of this machine"),
     ],
@@ -266,6 +344,22 @@ def test_what_a_code_leaves_open_its_message_tells(loading, client, code, messag
     assert caught.value.exit_status == expected
     assert str(caught.value).startswith(sentence.format(queue=loading.queue_name))
     assert "arn:aws" not in str(caught.value)
+
+
+@both_clients
+@pytest.mark.parametrize(
+    ("operation", "action"),
+    [("DeleteMessageBatch", "sqs:DeleteMessage"), ("GetQueueUrl", "sqs:GetQueueUrl")],
+)
+def test_what_is_to_be_allowed_is_an_action_that_iam_knows(loading: Loading, client: str, operation: str, action: str):
+    """It has none of batches."""
+    loading.client = client
+    loading.send(1)
+    with loading.faulty_sqs(always(operation, refuse("AccessDenied", "Access to the resource is denied."))):
+        status, _, err = end(loading.start())
+
+    assert status == 4
+    assert err.startswith(f"Not permitted: {action} on {loading.queue_name}. Allow it in the IAM policy of the loader.")
 
 
 @both_clients
@@ -498,6 +592,11 @@ def test_a_dead_letter_queue_is_looked_for_in_its_own_account(loading: Loading, 
         (1795219200.25, "1795219200250"),
         ("1795219200.25", "1795219200250"),
         ("2026-11-21T00:00:00Z", "1795219200000"),
+        ("2026-11-21T00:00:00", "1795219200000"),
+        ("2026-11-21 00:00:00.25", "1795219200250"),
+        ("1.795219200123e12", "1795219200123"),
+        ("-1795219200123", None),
+        ("32503680000000", None),
         ("2026-11-21T01:00:00.5+01:00", "1795219200500"),
         (None, None),
         ("", None),
@@ -509,8 +608,13 @@ def test_a_dead_letter_queue_is_looked_for_in_its_own_account(loading: Loading, 
         ({}, None),
     ],
 )
-def test_a_time_is_taken_as_it_comes(sent: object, expected: str | None):
-    assert milliseconds(sent) == expected
+def test_a_time_is_taken_as_it_comes(sent: object, expected: str | None, monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "Asia/Tokyo")  # AWS's times are in UTC, wherever the loader is
+        time.tzset()
+        taken = milliseconds(sent)
+    time.tzset()
+    assert taken == expected
 
 
 def message(**changed: object) -> dict:
@@ -648,6 +752,19 @@ def test_a_batch_that_takes_longer_than_a_timeout_is_halved(loading: Loading, lo
     loading.assert_landed_once(ids)
     assert report.counts["refused"] == 0
     assert loading.query("select max(received) < 100, count(*) < 60 from raw.loads") == [(True, True)]
+
+
+def test_a_batch_that_takes_more_than_the_temporary_files_of_a_login_is_halved(loading: Loading):
+    """PostgreSQL sorts a batch, in a file when it is larger than work_mem."""
+    with administration(loading.database.stack) as cursor:
+        for setting in ("work_mem = '64kB'", "temp_file_limit = '512kB'"):
+            cursor.execute(f"alter role loader_user in database {loading.database.name} set {setting}")
+    ids = loading.send(["x" * 20_000] * 60)
+
+    report = loading.run(workers=1, flush=60, give_up_after=10)
+
+    loading.assert_landed_once(ids)
+    assert report.counts["refused"] == 0
 
 
 def test_a_locked_table_is_waited_for_and_no_message_refused(loading: Loading):

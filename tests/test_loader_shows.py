@@ -165,6 +165,14 @@ def read_metrics(port: int, name: str, value: float) -> dict[str, float] | None:
     return metrics if metrics[name] == value else None
 
 
+@pytest.mark.parametrize("host", ["x" * 64, "a..b", "nowhere.invalid"])
+def test_a_metrics_host_that_does_not_exist_is_said(loading: Loading, host: str):
+    status, _, err = end(loading.start("--metrics-port", "1234", "--metrics-host", host))
+
+    assert status == 2
+    assert err.startswith(f"No metrics on port 1234 of {host}: ")
+
+
 def test_a_metrics_port_that_is_taken_is_said(loading: Loading):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         status, _, err = end(loading.start("--metrics-port", str(taken.getsockname()[1])))
@@ -282,6 +290,52 @@ def test_redrive_where_sqs_has_no_such_task_says_so(loading: Loading):
     with_dead_letters(loading, 5)
 
     assert tell(loading, "redrive") == (12, "", "Nothing is moved: this SQS has no StartMessageMoveTask.\n")
+
+
+@pytest.mark.parametrize(
+    "code", ["InvalidParameterValue", "AWS.SimpleQueueService.InvalidParameterValue", "ResourceNotFoundException"]
+)
+def test_redrive_that_is_under_way_already_is_no_fault_of_the_network(loading: Loading, code: str):
+    with_dead_letters(loading, 5)
+    with loading.faulty_sqs(faults.always("StartMessageMoveTask", faults.error(code))):
+        status, out, err = tell(loading, "redrive")
+
+    assert (status, out) == (12, "")
+    assert err == (
+        f"Nothing is moved: SQS refuses the task, {code}, as it does while another one for the same dead-letter queue is"
+        " running.\n"
+    )
+
+
+TASKS = {
+    "no-list": ({"a": 1}, 8, "SQS does not answer ListMessageMoveTasks: "),
+    "no-status": ([{}], 8, "SQS does not answer ListMessageMoveTasks: "),
+    "no-object": ([7], 8, "SQS does not answer ListMessageMoveTasks: "),
+    "failed": (
+        [{"Status": "FAILED", "ApproximateNumberOfMessagesMoved": None, "FailureReason": "AccessDenied"}], 12,
+        "Nothing is moved: the task ended as FAILED (AccessDenied) after 0 of 0 messages.",
+    ),
+    "complete-without-numbers": ([{"Status": "COMPLETED", "ApproximateNumberOfMessagesToMove": None}], 0, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_becomes_of_a_redrive_is_told_whatever_sqs_leaves_out(loading: Loading, name: str):
+    with_dead_letters(loading, 5)
+    results, expected, sentence = TASKS[name]
+
+    def task(call: faults.Call) -> None:
+        if call.operation == "StartMessageMoveTask":
+            return call.answer(200, b'{"TaskHandle": "x"}')
+        if call.operation == "ListMessageMoveTasks":
+            return call.answer(200, json.dumps({"Results": results}).encode())
+        return faults.none(call)
+
+    with loading.faulty_sqs(task):
+        status, out, err = tell(loading, "redrive")
+
+    assert (status, out.startswith("moved 0 of 0 messages")) == (expected, expected == 0)
+    assert err.startswith(sentence)
 
 
 def test_redrive_moves_by_a_task_of_sqs(loading: Loading):
