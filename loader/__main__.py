@@ -1,6 +1,7 @@
 """python -m loader"""
 
 from loader.cli import main
+from loader.errors import run
 
 # click would look for completion in _PYTHON _M LOADER_COMPLETE, which no shell can set
-main(prog_name="python -m loader", complete_var="_LOADER_COMPLETE")
+run(main, "python -m loader", complete_var="_LOADER_COMPLETE")

@@ -71,7 +71,7 @@ def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port,
     """
     end_on_signals()
     shown = (queue_url or queue_name).strip().rstrip("/").rpartition("/")[2]
-    report = Report(log_format, progress=sys.stderr.isatty() and log_format == "text", queue=shown)
+    report = Report(log_format, progress=is_terminal() and log_format == "text", queue=shown)
     report.show_progress()
     database = Database(give_up_after)
     database.open()
@@ -95,6 +95,10 @@ def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port,
         run.say_what_is_left()
     if report.counts["refused"]:
         raise errors.MessagesRefused(refused=report.counts["refused"])
+
+
+def is_terminal() -> bool:
+    return bool(sys.stderr and sys.stderr.isatty())
 
 
 def end_on_signals() -> None:

@@ -1,8 +1,13 @@
 """Errors that users see: one class for each remedy. The docstring is the message, `meaning` the line in --help."""
 
+import errno
+import os
+import sys
 from typing import IO, Any
 
 import click
+
+NO_ROOM_FOR_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class LoaderError(click.ClickException):
@@ -149,6 +154,18 @@ class SequenceBehind(LoaderError):
     messages. As pipeline_owner: select setval('raw.load_id_seq', (select max(load_id) from raw.loads))."""
 
     exit_status, meaning = 20, "the sequence raw.load_id_seq is behind raw.loads (after a restore)"
+
+
+def run(program: click.Command, name: str, **options: Any) -> None:
+    """Runs a program. It ends with a sentence as well where nothing more can be written to standard output."""
+    try:
+        program(prog_name=name, **options)
+    except OSError as error:
+        if error.errno not in NO_ROOM_FOR_OUTPUT:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python would try once more at its end
+        BadSetting(problem=f"Standard output cannot be written: {error.strerror}.").show()
+        sys.exit(BadSetting.exit_status)
 
 
 def exit_statuses() -> str:

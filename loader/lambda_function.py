@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import time
+from contextlib import suppress
 from typing import Any
 
 import boto3
@@ -17,18 +18,20 @@ from loader.sqs import Message
 MARGIN = 10.0  # seconds of the function's timeout that are left when it stops waiting for the database
 
 
-def handler(event: dict[str, Any], context: Any) -> dict[str, list[dict[str, str]]]:
+def handler(event: Any, context: Any) -> dict[str, list[dict[str, str]]]:
     """Lands the messages of one event, all of one queue, in raw.sqs_messages.
 
     Returns Lambda's partial batch response: `batchItemFailures` has the ids of the messages that SQS is to deliver
     again; Lambda deletes the others. An error that concerns all messages is one line in the log, not an exception.
+    Raises BadSetting for an event that is not from SQS, so that nobody takes it for done.
     """
     report = Report("json")
-    messages = messages_of(event)
-    if not messages:
+    records = records_of(event)
+    if not records:
         report.say("the event has no SQS records")
         return response([])
-    queue = event["Records"][0]["eventSourceARN"].rpartition(":")[2]
+    messages = messages_of(records)
+    queue = records[0]["eventSourceARN"].rpartition(":")[2]
     began = time.monotonic()
     try:
         connected = database()
@@ -55,29 +58,43 @@ def database() -> Database:
     """Kept between events, with its connection. The login is in PG*, or in the secret whose ARN is LOADER_SECRET."""
     if secret := os.environ.get("LOADER_SECRET"):
         try:
-            login = json.loads(boto3.client("secretsmanager").get_secret_value(SecretId=secret)["SecretString"])
+            found = boto3.client("secretsmanager").get_secret_value(SecretId=secret)
         except (BotoCoreError, ClientError) as error:
             code = error.response["Error"]["Code"] if isinstance(error, ClientError) else type(error).__name__
             raise errors.BadSetting(
                 problem=f"The secret in LOADER_SECRET cannot be read: {code}. Allow secretsmanager:GetSecretValue in "
                 "the function's role, and check that its subnets reach Secrets Manager."
             ) from None
-        os.environ |= {"PGUSER": login["username"], "PGPASSWORD": login["password"]}
+        try:
+            login = json.loads(found["SecretString"])
+            os.environ |= {"PGUSER": login["username"], "PGPASSWORD": login["password"]}
+        except (KeyError, TypeError, ValueError):  # a text, or another form of JSON
+            problem = "The secret in LOADER_SECRET has to be JSON with username and password."
+            raise errors.BadSetting(problem=problem) from None
     return Database()
 
 
-def messages_of(event: dict[str, Any]) -> list[Message]:
+def records_of(event: Any) -> list[dict[str, Any]]:
+    """From Lambda's own trigger, or from EventBridge Pipes, which give the records alone."""
+    records = event if isinstance(event, list) else event.get("Records") or []
+    with suppress(AttributeError, TypeError):
+        if all(record.get("eventSource") == "aws:sqs" for record in records):
+            return records
+    raise errors.BadSetting(problem="The event is not from SQS: set a queue as the function's trigger.")
+
+
+def messages_of(records: list[dict[str, Any]]) -> list[Message]:
     """The messages of an event, in its order; one that it has twice is one message with two deliveries."""
     messages: dict[str, Message] = {}
-    for record in event.get("Records", ()):
+    for record in records:
         message = Message.of(
             {
                 "MessageId": record["messageId"],
                 "ReceiptHandle": record["receiptHandle"],
                 "Body": record["body"],
-                "Attributes": record["attributes"],
+                "Attributes": record.get("attributes"),
                 "MessageAttributes": {
-                    name: as_received(value) for name, value in record.get("messageAttributes", {}).items()
+                    name: as_received(value) for name, value in (record.get("messageAttributes") or {}).items()
                 },
             }
         )

@@ -63,8 +63,8 @@ LEDGER = """
 
 # What may be the fault of a message. The text of these may quote one, so they are only named.
 DATA_ERRORS = ("22", "23", "44", "54", "P0")
-# What a smaller batch may not run into: a timeout of the statement or transaction, or memory.
-SIZE_ERRORS = ("57014", "25P04", "53200")
+# What a smaller batch may not run into: a timeout of the statement or transaction, memory, or temp_file_limit.
+SIZE_ERRORS = ("57014", "25P04", "53200", "53400")
 
 
 class Refused(Exception):
@@ -197,7 +197,7 @@ class Database:
         if seconds >= self.give_up_after:
             raise errors.GaveUp(seconds=seconds, reason=away) from None
         self.say("the database is away, will try again", reason=str(away), attempt=attempt + 1)
-        self.stopping.wait(random.uniform(0, min(10, 0.2 * 2**attempt)))
+        self.stopping.wait(random.uniform(0, min(10, 0.2 * 2 ** min(attempt, 9))))
 
     @contextmanager
     def transaction(self) -> Iterator:

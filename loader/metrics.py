@@ -49,7 +49,8 @@ def serve(run, host: str, port: int) -> None:
     registry.register(Metrics(run))
     try:
         start_http_server(port, host, registry)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", "that is no name of a host")
         raise BadSetting(
-            problem=f"No metrics on port {port} of {host}: {error.strerror}. Choose another --metrics-port, or host."
+            problem=f"No metrics on port {port} of {host}: {reason}. Choose another --metrics-port, or host."
         ) from None

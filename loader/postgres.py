@@ -38,7 +38,12 @@ MEANINGS: dict[str, type[errors.LoaderError]] = {
 }
 
 # A connection that could not be made has no SQLSTATE, only libpq's text.
-TOO_MANY = re.compile(r"too many (clients|connections)|remaining connection slots")
+# PgBouncer's have 08P01 at most.
+TOO_MANY = re.compile(
+    r"too many (clients|connections)|remaining connection slots"
+    r"|no more connections allowed|connections exceeded|query_wait_timeout"
+)
+STANDBY = re.compile(r"session is read-only|server is in hot standby mode")  # PGTARGETSESSIONATTRS wants another one
 NOT_YET = re.compile(r"starting up|shutting down|in recovery mode|not yet accepting")
 TLS = re.compile(r"SSL|certificate|encryption")
 NO_CONNECT = re.compile(r"permission denied for database")  # which migrations/ grants to every role
@@ -47,6 +52,12 @@ REMEDIES = {
     re.compile("password authentication failed"): "Check PGUSER and PGPASSWORD",
     re.compile("no password supplied"): "Set PGPASSWORD, or the password of this login in the file that ENV_FILE names",
     NOT_YET: "Try again in a moment",
+    re.compile("pg_hba.conf"): "Allow this login, database and address in its pg_hba.conf, or set PGSSLMODE as it asks",
+    re.compile("target_session_attrs|session is not|server is not"): "Check PGTARGETSESSIONATTRS",
+    re.compile("definition of service|service file"): "Check PGSERVICE and its file",
+    re.compile("startup parameter: options"): "Unset PGOPTIONS, or name it in PgBouncer's ignore_startup_parameters",
+    re.compile("closed the connection"): "See the log of the server, or of the pool in front of it",
+    re.compile("pooling mode"): "Set PgBouncer's pool_mode to transaction or session",
     TLS: "Check PGSSLMODE (unset, it is verify-full for a server elsewhere) and PGSSLROOTCERT, its authority's file",
 }
 
@@ -115,6 +126,8 @@ def explain(
 def unreachable(reason: str) -> errors.LoaderError:
     if TOO_MANY.search(reason):
         return errors.NoRoom(reason=reason, remedy=ROOM["53300"])
+    if STANDBY.search(reason):
+        return errors.ReadOnly(reason=reason)
     if NO_CONNECT.search(reason):
         return errors.NotMigrated(reason=reason, remedy=f"Check PGDATABASE, or: {errors.NotMigrated.remedy}")
     remedies = [remedy for words, remedy in REMEDIES.items() if words.search(reason)]

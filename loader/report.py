@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from bisect import bisect_left
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import NamedTuple
 
@@ -72,10 +73,14 @@ class Report:
         self.write(("\r\033[K" if self.progress else "") + line + "\n")
 
     def write(self, text: str) -> None:
-        """In one piece: standard error may be unbuffered, and threads write at the same time."""
-        with self.writing:
-            sys.stderr.write(text)
-            sys.stderr.flush()
+        """In one piece: standard error may be unbuffered, and threads write at the same time.
+
+        A log that nobody takes any more, or a full disk, is no reason to stop.
+        """
+        if sys.stderr:
+            with self.writing, suppress(OSError):
+                sys.stderr.write(text)
+                sys.stderr.flush()
 
     def look(self, backlog: int) -> None:
         now = time.monotonic()

@@ -284,7 +284,7 @@ class Queue:
 
     def pause(self, attempt: int) -> None:
         """A pause that grows and that no two loaders make alike; short once the loader stops."""
-        seconds = random.uniform(0, min(20, 0.2 * 2**attempt))
+        seconds = random.uniform(0, min(20, 0.2 * 2 ** min(attempt, 9)))
         if self.stopping.wait(seconds):
             time.sleep(min(seconds, 0.2))
 

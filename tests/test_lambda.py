@@ -10,10 +10,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from loader import lambda_function
+from loader.errors import BadSetting
 from tests import faults
 from tests.conftest import ROOT
 from tests.loading import Loading, a_loading, create_queue, until
@@ -317,3 +320,73 @@ class Kill:
         until(lambda: self.victim).process.kill()
         self.victim.process.wait()
         return True
+
+
+# What else Lambda may be given.
+
+
+def handle(loading: Loading, monkeypatch, event: Any, **settings: str) -> Any:
+    for name, value in (loading.env | settings).items():
+        monkeypatch.setenv(name, value)
+    lambda_function.database.cache_clear()
+    return lambda_function.handler(event, SimpleNamespace(get_remaining_time_in_millis=lambda: 60_000))
+
+
+@pytest.mark.parametrize("left_out", ["attributes", "messageAttributes", "md5OfBody"])
+@pytest.mark.parametrize("null", [False, True], ids=["missing", "null"])
+def test_what_a_record_leaves_out_is_unknown(loading: Loading, monkeypatch, left_out: str, null: bool):
+    record = {name: value for name, value in STANDARD.items() if name != left_out} | ({left_out: None} if null else {})
+
+    assert handle(loading, monkeypatch, {"Records": [record]}) == {"batchItemFailures": []}
+    assert loading.query("select message_id from raw.sqs_messages") == [(STANDARD["messageId"],)]
+
+
+def test_the_records_alone_are_taken_too(loading: Loading, monkeypatch):
+    """As EventBridge Pipes gives them, which delete what is not named as a failure, too."""
+    assert handle(loading, monkeypatch, [STANDARD]) == {"batchItemFailures": []}
+    assert loading.query("select message_id from raw.sqs_messages") == [(STANDARD["messageId"],)]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"Records": [{"eventSource": "aws:s3", "s3": {}}]},
+        {"Records": [STANDARD, {"EventSource": "aws:sns", "Sns": {}}]},
+        {"Records": ["x"]},
+        {"Records": {"a": 1}},
+    ],
+)
+def test_what_is_not_from_sqs_is_said_and_lands_nothing(loading: Loading, monkeypatch, event: Any):
+    with pytest.raises(BadSetting, match=r"The event is not from SQS: set a queue as the function's trigger\."):
+        handle(loading, monkeypatch, event)
+
+    assert loading.query("select from raw.sqs_messages") == []
+
+
+@pytest.mark.parametrize("event", [{}, {"Records": None}, {"Records": []}, {"key1": "value1"}])
+def test_an_event_for_trying_a_function_out_is_answered(loading: Loading, monkeypatch, event: Any):
+    assert handle(loading, monkeypatch, event) == {"batchItemFailures": []}
+
+
+SECRETS = {
+    "text": {"SecretString": "pass-word"},
+    "no-username": {"SecretString": '{"password": "pass-word"}'},
+    "password-that-is-no-text": {"SecretString": '{"username": "x", "password": ["pass-word"]}'},
+    "a-list": {"SecretString": '["pass-word"]'},
+    "binary": {"SecretBinary": "cGFzcy13b3Jk"},
+}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_of_another_form_is_one_line_without_it(loading: Loading, monkeypatch, capsys, name: str):
+    def secret(call: faults.Call) -> None:
+        call.answer(200, json.dumps(SECRETS[name]).encode())
+
+    with faults.sqs_proxy("127.0.0.1:1", secret) as manager:
+        settings = {"AWS_ENDPOINT_URL": manager.url, "LOADER_SECRET": "arn:aws:secretsmanager:us-east-1:1:secret:x"}
+        answer = handle(loading, monkeypatch, {"Records": [STANDARD]}, **settings)
+
+    assert answer == {"batchItemFailures": [{"itemIdentifier": STANDARD["messageId"]}]}
+    [line] = capsys.readouterr().err.splitlines()
+    assert "The secret in LOADER_SECRET has to be JSON with username and password" in json.loads(line)["reason"]
+    assert "pass-word" not in line

@@ -4,6 +4,8 @@ import base64
 import contextlib
 import gzip
 import json
+import random
+import string
 import subprocess
 import sys
 import time
@@ -757,11 +759,11 @@ def test_a_batch_that_takes_longer_than_a_timeout_is_halved(loading: Loading, lo
 def test_a_batch_that_takes_more_than_the_temporary_files_of_a_login_is_halved(loading: Loading):
     """PostgreSQL sorts a batch, in a file when it is larger than work_mem."""
     with administration(loading.database.stack) as cursor:
-        for setting in ("work_mem = '64kB'", "temp_file_limit = '512kB'"):
+        for setting in ("work_mem = '64kB'", "temp_file_limit = '200kB'"):
             cursor.execute(f"alter role loader_user in database {loading.database.name} set {setting}")
-    ids = loading.send(["x" * 20_000] * 60)
+    ids = loading.send(["".join(random.choices(string.ascii_letters, k=1500)) for _ in range(300)])
 
-    report = loading.run(workers=1, flush=60, give_up_after=10)
+    report = loading.run(workers=1, flush=300, give_up_after=10)
 
     loading.assert_landed_once(ids)
     assert report.counts["refused"] == 0

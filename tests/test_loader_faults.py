@@ -1,6 +1,7 @@
 """What the loader does when AWS or the database fail: it goes on when they do, or says in one sentence why not."""
 
 import contextlib
+import shlex
 import shutil
 import signal
 import ssl
@@ -12,7 +13,8 @@ import pycurl
 import pytest
 
 from loader.aws import Fault, connect
-from loader.errors import GaveUp, LoaderError, NoCredentials, NoSqs
+from loader.errors import GaveUp, LoaderError, NoCredentials, NoDatabase, NoSqs
+from loader.land import Away
 from loader.load import Run
 from loader.metrics import Metrics
 from tests import faults
@@ -229,6 +231,15 @@ def test_it_stops_at_once_while_the_database_is_away(loading: Loading):
     assert loading.waiting() == (5, 0)
 
 
+def test_an_outage_may_last_for_days(loading: Loading):
+    """The pause before the next attempt is of a power of two."""
+    run = loading.ready(give_up_after=float("inf"))
+    run.stopping.set()
+
+    run.queue.pause(5000)
+    run.database.wait_for_it(Away(NoDatabase(reason="x")), time.monotonic(), 5000)
+
+
 def test_an_idle_loader_sees_that_the_database_is_away_and_when_it_is_back(loading: Loading, monkeypatch):
     """Nothing is received meanwhile; what was sent meanwhile lands afterwards."""
     monkeypatch.setattr("loader.load.LOOK_EVERY", 0.1)
@@ -303,6 +314,32 @@ def refuse_connections(loading: Loading, refuse: bool = True) -> None:
             cursor.execute(f"alter database {name} with allow_connections {not refuse}")
             if refuse:
                 cursor.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name])
+
+
+OUTPUTS = {
+    "stdout-full": ("exec {} > /dev/full", 2, "Standard output cannot be written: No space left on device."),
+    "stdout-closed": ("exec {} >&-", 0, ""),
+    "stdout-read-by-nobody": ("{} | true; exit ${PIPESTATUS[0]}", 1, ""),
+    "stdin-closed": ("exec {} <&-", 0, ""),
+    "stderr-closed": ("exec {} 2>&-", 0, ""),
+    "stderr-read-by-nobody": ("exec {} 2> >(true)", 0, ""),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_messages_land_whatever_becomes_of_what_is_said(loading: Loading, name: str):
+    """A log that nobody takes is no reason to stop."""
+    line, expected, sentence = OUTPUTS[name]
+    ids = loading.send(20)
+    command = shlex.join(loading.command("--workers", "1"))
+    with loading.faulty_sqs(on("DeleteMessageBatch", faults.every_other_delete_fails)):
+        shell = ["bash", "-c", line.replace("{}", command)]
+        done = subprocess.run(shell, env=loading.env, capture_output=True, text=True)
+
+    loading.assert_landed_once(ids)
+    assert done.returncode == expected, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().endswith(sentence)
 
 
 # What the environment lacks, or what SQS says; the exit status, and how the sentence begins.

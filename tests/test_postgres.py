@@ -128,6 +128,41 @@ def test_every_sqlstate_has_a_meaning_and_none_shows_a_value(database):
                 assert state in meaning.message
 
 
+# Of PostgreSQL, libpq and PgBouncer, who send no SQLSTATE with them, or 08P01.
+TEXTS = {
+    "no more connections allowed (max_client_conn)": (13, "Close other connections"),
+    "client connections exceeded (max_user_client_connections)": (13, "Close other connections"),
+    "query_wait_timeout": (13, "Close other connections"),
+    "sorry, too many clients already": (13, "Close other connections"),
+    'too many connections for role "loader_user"': (13, "Close other connections"),
+    "session is read-only": (14, "Set PGHOST to the primary"),
+    "session is not read-only": (3, "Check PGTARGETSESSIONATTRS"),
+    "server is in hot standby mode": (14, "Set PGHOST to the primary"),
+    "server is not in hot standby mode": (3, "Check PGTARGETSESSIONATTRS"),
+    'invalid target_session_attrs value: "x"': (3, "Check PGTARGETSESSIONATTRS"),
+    'no pg_hba.conf entry for host "192.0.2.1", user "x", database "y", SSL encryption': (3, "in its pg_hba.conf"),
+    'no pg_hba.conf entry for host "192.0.2.1", user "x", database "y", no encryption': (3, "in its pg_hba.conf"),
+    'pg_hba.conf rejects connection for host "192.0.2.1", user "x", database "y", SSL encryption': (3, "pg_hba.conf"),
+    "unsupported startup parameter: options": (3, "Unset PGOPTIONS, or name it in PgBouncer's ignore_startup_parameter"),
+    'definition of service "x" not found': (3, "Check PGSERVICE and its file"),
+    "transaction blocks not allowed in statement pooling mode": (3, "Set PgBouncer's pool_mode to transaction"),
+    'could not translate host name "x" to address: Name or service not known': (3, "Check PGHOST"),
+    "the database system is starting up": (3, "Try again in a moment"),
+    "server closed the connection unexpectedly": (3, "See the log of the server, or of the pool in front of it"),
+    "pgbouncer cannot connect to server": (3, "Check PGHOST"),
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_a_connection_fails_for_comes_with_a_remedy_that_helps(text: str):
+    status, remedy = TEXTS[text]
+
+    error = postgres.unreachable(text)
+
+    assert error.exit_status == status
+    assert remedy in error.message
+
+
 def test_of_several_addresses_the_last_is_told_of(database):
     done = run(database, "purge", PGHOST="127.0.0.1,127.0.0.1", PGPORT=f"1,{database.env('migrator')['PGPORT']}",
                PGPASSWORD="wrong", PGSSLMODE="prefer")  # fmt: skip
