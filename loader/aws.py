@@ -322,7 +322,7 @@ class Boto3(Client):
         try:
             return getattr(self.client, xform_name(operation))(**parameters)
         except (aws.HTTPClientError, aws.ConnectionError) as error:
-            raise self.network(operation, OF_BOTOCORE.get(type(error), "HTTPError")) from None
+            raise self.network(operation, name_of(error)) from None
         except (aws.BotoCoreError, OSError, ValueError) as error:
             name = type(error).__name__
             raise Fault(errors.NoSqs(operation=operation, reason=name), name) from None
@@ -372,6 +372,13 @@ def connect(connections: int, lean: bool = True, queue_url: str | None = None) -
     return (Lean if lean else Boto3)(session, client)
 
 
+def name_of(error: Exception) -> str:
+    """What befell the connection, as botocore has it."""
+    if isinstance(error, aws.SSLError) and "CERTIFICATE_VERIFY_FAILED" not in str(error):
+        return "NoTLS"
+    return OF_BOTOCORE.get(type(error), "HTTPError")
+
+
 def proxy_for(endpoint: str) -> str | None:
     """The URL of the proxy that leads there, of those in http_proxy, https_proxy and no_proxy."""
     proxy = ProxyConfiguration(get_environ_proxies(endpoint)).proxy_url_for(endpoint)
@@ -416,7 +423,7 @@ def refused(service: str, operation: str, code: str, message: str, status: int, 
         error = errors.NotPermitted(reason=f"{action} for {subject}", remedy=f"Allow it in {where}")
     elif service == "kms" and name not in PASSING:
         error = errors.KeyUnusable(queue=subject, reason=code)
-    elif name in NO_QUEUE:
+    elif name in NO_QUEUE or (operation == "GetQueueUrl" and name == "InvalidParameterValue"):
         error = errors.NoQueue(queue=subject, region=region)
     elif name in WRONG_CLOCK or OUT_OF_TIME.search(message):
         error = errors.WrongClock(operation=f"{service}:{operation}", reason=code)
@@ -464,8 +471,9 @@ def without_credentials(error: Exception) -> Fault:
         reason = "the profile needs an MFA code, and nobody is at the keyboard"
     elif isinstance(error, SAFE):
         reason = str(error).strip().rstrip(".")
-    elif isinstance(error, aws.CredentialRetrievalError):
+    elif isinstance(error, aws.CredentialRetrievalError):  # an agent or a program, that may be back in a moment
         reason = f"{error.kwargs['provider']} gave none"
+        return Fault(errors.NoCredentials(reason=reason), type(error).__name__, True)
     else:
         reason = f"{type(error).__name__} while they were loaded"
     return Fault(errors.NoCredentials(reason=reason), type(error).__name__)
@@ -473,11 +481,16 @@ def without_credentials(error: Exception) -> Fault:
 
 def is_batch(answer: dict) -> bool:
     lists = [each for name in ("Successful", "Failed") if (each := answer.get(name)) is not None]
-    return bool(lists) and all(type(each) is list and all(is_number(entry["Id"]) for entry in each) for each in lists)
+    return bool(lists) and all(type(each) is list and all(is_id(entry["Id"]) for entry in each) for each in lists)
 
 
-def is_number(text: str) -> bool:
-    return text.isdecimal() and len(text) < 20
+def is_id(text: str) -> bool:
+    """Of a batch's entry: they are numbers here."""
+    return text.isdecimal() and is_number(text)
+
+
+def is_number(value: object) -> bool:
+    return bool(re.fullmatch(r"-?[0-9]{1,19}", str(value)))
 
 
 def is_attributes(answer: dict) -> bool:
@@ -485,8 +498,8 @@ def is_attributes(answer: dict) -> bool:
     attributes = {name: value for name, value in answer["Attributes"].items() if value is not None}
     numbers = ("VisibilityTimeout", "MessageRetentionPeriod", "Approximate")
     policy = redrive_policy(attributes)
-    return all(is_number(str(value)) for name, value in attributes.items() if name.startswith(numbers)) and (
-        not policy or policy["deadLetterTargetArn"].count(":") == 5 and is_number(str(policy.get("maxReceiveCount", 0)))
+    return all(is_number(value) for name, value in attributes.items() if name.startswith(numbers)) and (
+        not policy or policy["deadLetterTargetArn"].count(":") == 5 and is_number(policy.get("maxReceiveCount", 0))
     )
 
 

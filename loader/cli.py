@@ -1,6 +1,7 @@
 """The command line."""
 
 import gc
+import math
 import os
 import signal
 import sys
@@ -26,6 +27,15 @@ SETTINGS = {
     "auto_envvar_prefix": "LOADER",
 }
 EXIT_STATUSES = "Exit statuses are listed by python -m loader --help."
+
+
+class Seconds(click.FloatRange):
+    """`inf` is one: for ever."""
+
+    def convert(self, value, param, ctx):
+        if math.isnan(seconds := super().convert(value, param, ctx)):
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds
 
 
 def setting(*names: str, **kwargs):
@@ -55,10 +65,10 @@ def queue_options(command):
 @queue_options
 @setting("--follow", is_flag=True, help="Keep running and wait for more messages.")
 @setting("--max-messages", type=click.IntRange(1), help="Stop after this many messages.")
-@setting("--max-seconds", type=click.FloatRange(0, min_open=True), help="Stop after this time.")
+@setting("--max-seconds", type=Seconds(0, min_open=True), help="Stop after this time.")
 @setting("--workers", default=16, type=click.IntRange(1, 64), help="Concurrent calls to SQS.")
 @setting("--flush", default=500, type=click.IntRange(1, 10_000), help="Messages per transaction, at most.")
-@setting("--give-up-after", default=300.0, type=click.FloatRange(0), help="Seconds to retry SQS or the database.")
+@setting("--give-up-after", default=300.0, type=Seconds(0), help="Seconds to retry SQS or the database.")
 @setting("--client", default="lean", type=click.Choice(["lean", "boto3"]), help="lean uses a third of boto3's CPU.")
 @setting("--log-format", default="text", type=click.Choice(["text", "json"]), help="Format of the log (stderr).")
 @setting("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics on this port.")
@@ -132,7 +142,7 @@ def redrive(queue_name, queue_url):
 
 @main.command(context_settings=SETTINGS, epilog=EXIT_STATUSES)
 @queue_options
-@setting("--max-lag", default=3600.0, type=click.FloatRange(0), help="Seconds that a message may wait.")
+@setting("--max-lag", default=3600.0, type=Seconds(0), help="Seconds that a message may wait.")
 @setting("--json", is_flag=True, help="JSON: ages in seconds, null for what is unknown.")
 @click.pass_context
 def status(ctx, queue_name, queue_url, max_lag, json):

@@ -114,6 +114,8 @@ def explain(
     if meaning is None:
         return errors.Refused(reason=f"{name_of(error)} (the server's log has the details)")
     details = {"reason": (reason or name_of(error)).strip().rstrip(".")}
+    if meaning is errors.NoDatabase:
+        return unreachable(details["reason"])
     if meaning is errors.NotPermitted:
         details["remedy"] = permission
     elif meaning is errors.NoRoom:

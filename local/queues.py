@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import boto3
@@ -33,14 +34,14 @@ def client(environment: Mapping[str, str]) -> Any:
 def ensure_queue(sqs: Any, name: str) -> str:
     """The queue's URL. A missing queue is made, with another for what was received five times and never deleted."""
     try:
-        return sqs.get_queue_url(QueueName=name)["QueueUrl"]
-    except sqs.exceptions.QueueDoesNotExist:
+        with suppress(sqs.exceptions.QueueDoesNotExist):
+            return sqs.get_queue_url(QueueName=name)["QueueUrl"]
         dead_letters = sqs.create_queue(QueueName=f"{name}-dlq")["QueueUrl"]
+        asked = sqs.get_queue_attributes(QueueUrl=dead_letters, AttributeNames=["QueueArn"])
+        redrive = {"deadLetterTargetArn": asked["Attributes"]["QueueArn"], "maxReceiveCount": GIVE_UP_AFTER}
+        return sqs.create_queue(QueueName=name, Attributes={"RedrivePolicy": json.dumps(redrive)})["QueueUrl"]
     except (BotoCoreError, ClientError) as error:
         raise StackError(f"SQS did not answer when asked for the queue {name}: {error}") from None
-    asked = sqs.get_queue_attributes(QueueUrl=dead_letters, AttributeNames=["QueueArn"])
-    redrive = {"deadLetterTargetArn": asked["Attributes"]["QueueArn"], "maxReceiveCount": GIVE_UP_AFTER}
-    return sqs.create_queue(QueueName=name, Attributes={"RedrivePolicy": json.dumps(redrive)})["QueueUrl"]
 
 
 def send(sqs: Any, url: str, bodies: Iterable[str]) -> int:

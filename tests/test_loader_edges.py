@@ -8,6 +8,7 @@ import random
 import string
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -491,6 +492,46 @@ def test_a_refresh_that_fails_hours_later_is_explained_as_at_the_start(loading: 
 
     assert status == 7
     assert err.startswith(f"No valid AWS credentials: {tmp_path}/token: No such file or directory.")
+
+
+class Container(faults.BaseHTTPRequestHandler):
+    """The agent of ECS or EKS, that gives a program credentials: here such as have to be renewed at every call."""
+
+    def do_GET(self):
+        with self.server.lock:
+            away = self.server.away > 0
+            self.server.away -= away
+        soon = (datetime.now(timezone.utc) + timedelta(minutes=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        keys = {"AccessKeyId": "local", "SecretAccessKey": "local", "Token": "token", "Expiration": soon}
+        body = json.dumps(keys).encode()
+        self.send_response(500 if away else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@both_clients
+def test_a_container_agent_that_is_away_for_a_while_is_waited_for(loading: Loading, client: str):
+    """As it is while it is being updated: the credentials at hand would still do."""
+    loading.client = client
+    with faults.serving(faults.ThreadingHTTPServer(("127.0.0.1", 0), Container)) as agent:
+        agent.away, agent.lock = 0, threading.Lock()
+        settings = NO_KEYS | {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"http://127.0.0.1:{agent.server_address[1]}/"}
+        loader = loading.start("--follow", "--workers", "1", "--give-up-after", "60", **settings)
+        ids = loading.send(1)
+        until(lambda: loading.query("select from raw.sqs_messages"))
+        agent.away = 4  # botocore asks three times
+        until(lambda: agent.away <= 0 or loader.poll() is not None)
+        ids += loading.send(5)
+        until(lambda: loading.query("select count(*) from raw.sqs_messages") == [(6,)] or loader.poll() is not None)
+        until(lambda: loading.waiting() == (0, 0) or loader.poll() is not None)
+        status, _, err = end(loader, 15)
+
+    assert status == 0, err
+    loading.assert_landed_once(ids)
 
 
 ASSUMED = """

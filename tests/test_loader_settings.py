@@ -4,8 +4,10 @@ import os
 import socketserver
 
 import pytest
+from click.testing import CliRunner
 
 from loader.aws import connect, region_of
+from loader.cli import main
 from loader.errors import LoaderError
 from loader.sqs import Queue
 from tests import faults
@@ -141,6 +143,36 @@ def test_an_empty_variable_is_none(settings, name: str, lean: bool):
     settings(**{name: ""})
 
     assert "Could not connect to http://127.0.0.1:1" in failure(lean).message
+
+
+@both_clients
+def test_who_does_not_speak_tls_is_not_said_to_have_a_bad_certificate(settings, lean: bool):
+    with faults.sqs_proxy("127.0.0.1:1") as plain:
+        settings(AWS_ENDPOINT_URL=plain.url.replace("http", "https"))
+        assert "did not agree on TLS" in failure(lean).message
+
+
+@both_clients
+def test_a_name_that_no_queue_can_have_is_no_fault_of_the_network(settings, lean: bool):
+    with faults.sqs_proxy("127.0.0.1:1", faults.error("InvalidParameterValue")) as sqs:
+        settings(AWS_ENDPOINT_URL=sqs.url)
+        assert failure(lean).message.startswith("There is no queue q in us-east-1. Check --queue-name")
+
+
+def test_counters_may_be_below_zero(settings):
+    """An emulator's, for a moment."""
+    answer = b'{"QueueUrl": "http://q/q", "Attributes": {"ApproximateNumberOfMessages": "-1", "VisibilityTimeout": 30}}'
+    with faults.sqs_proxy("127.0.0.1:1", lambda call: call.answer(200, answer)) as sqs:
+        settings(AWS_ENDPOINT_URL=sqs.url)
+        assert Queue(connect(1), "q").visibility == 30
+
+
+@pytest.mark.parametrize("option", ["--max-seconds", "--give-up-after"])
+def test_not_a_number_is_no_number_of_seconds(option: str):
+    result = CliRunner().invoke(main, ["load", option, "nan"])
+
+    assert result.exit_code == 2
+    assert "nan is not a number of seconds" in result.output
 
 
 def test_an_empty_region_is_none(settings):

@@ -15,6 +15,7 @@ import pytest
 from local.postgres import Account, choose_postgres, find_postgres, major
 from local.processes import StackError, wait
 from local.stack import DATABASE, LOGINS, SUPERUSER, Stack
+from tests import faults
 from tests.pgbouncer import PGBOUNCER, answers
 
 ROOT = Path(__file__).parents[1]
@@ -329,6 +330,20 @@ def test_a_file_is_sent_line_by_line_unchanged(local, queue, tmp_path):
 
     received = queue.client.receive_message(QueueUrl=queue.url, MaxNumberOfMessages=10)["Messages"]
     assert sorted(message["Body"] for message in received) == sorted(lines)
+
+
+@pytest.mark.parametrize("operation", ["GetQueueUrl", "CreateQueue", "SendMessageBatch"])
+def test_a_queue_that_sqs_refuses_is_a_sentence(local, sqs, operation):
+    """A name that it does not take, for one."""
+    refused = faults.always(operation, faults.error("InvalidParameterValue"))
+    with faults.sqs_proxy(sqs.meta.endpoint_url, refused) as proxy:
+        settings = {"AWS_ENDPOINT_URL": proxy.url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+        settings["AWS_DEFAULT_REGION"] = "us-east-1"
+        done = local("send", "--count", "1", "--queue-name", f"new-{operation}", **settings)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "InvalidParameterValue" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_empty_line_is_no_message(local, queue, tmp_path):

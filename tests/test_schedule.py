@@ -71,6 +71,13 @@ def test_cron_runs_targets_that_exist_and_has_no_percent_sign_which_it_would_cut
     assert "%" not in " ".join(jobs())
 
 
+def test_cron_writes_where_nobody_else_can():
+    """In /tmp, anybody can be first to make a folder, and give dbt a manifest; or a lock, and keep it."""
+    written = re.findall(r"^DBT_\w+_PATH=(\S+)$|flock -n (\S+)", (FOLDER / "crontab").read_text(), re.MULTILINE)
+    assert len(written) == 3
+    assert all("".join(each).startswith("/var/lib/masked-logins/") for each in written)
+
+
 @pytest.mark.parametrize(
     ("status", "said", "mailed"),
     [
@@ -83,7 +90,7 @@ def test_cron_mails_only_what_failed(tmp_path, status, said, mailed):
     (tmp_path / "make").write_text(f"#!/bin/sh\nprintf '%s' '{said}'\nexit {status}\n")
     (tmp_path / "make").chmod(0o755)
     lock = str(tmp_path / "lock")
-    job = jobs()[0].replace("/tmp/masked-logins.lock", lock)
+    job = jobs()[0].replace("/var/lib/masked-logins/lock", lock)
     environment = {"PATH": f"{tmp_path}:{os.defpath}"}
     done = subprocess.run(["sh", "-c", job], env=environment, capture_output=True, text=True)
     assert done.stdout == mailed
