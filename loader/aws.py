@@ -256,9 +256,10 @@ class Lean(Client):
                 for curl, number, _ in failed:
                     _, request = busy.pop(curl)
                     multi.remove_handle(curl)
-                    name, status = OF_CURL.get(number, f"libcurl's error {number}"), curl.getinfo(pycurl.HTTP_CONNECTCODE)
+                    status = curl.getinfo(pycurl.HTTP_CONNECTCODE)
                     curl.close()
-                    yield request, self.network(operation, "RefusedByProxy" if status >= 300 else name, status)
+                    name = "RefusedByProxy" if status >= 300 else OF_CURL.get(number, f"libcurl's error {number}")
+                    yield request, self.network(operation, name, status)
                 if not done and not failed and multi.select(1) <= 0:
                     time.sleep(0.002)  # there may be no socket to wait for yet, while a name is being looked up
         finally:
@@ -498,9 +499,9 @@ def is_attributes(answer: dict) -> bool:
     attributes = {name: value for name, value in answer["Attributes"].items() if value is not None}
     numbers = ("VisibilityTimeout", "MessageRetentionPeriod", "Approximate")
     policy = redrive_policy(attributes)
-    return all(is_number(value) for name, value in attributes.items() if name.startswith(numbers)) and (
-        not policy or policy["deadLetterTargetArn"].count(":") == 5 and is_number(policy.get("maxReceiveCount", 0))
-    )
+    if policy and not (policy["deadLetterTargetArn"].count(":") == 5 and is_number(policy.get("maxReceiveCount", 0))):
+        return False
+    return all(is_number(value) for name, value in attributes.items() if name.startswith(numbers))
 
 
 def redrive_policy(attributes: dict) -> dict:

@@ -44,7 +44,7 @@ TOO_MANY = re.compile(
     r"|no more connections allowed|connections exceeded|query_wait_timeout"
 )
 STANDBY = re.compile(r"session is read-only|server is in hot standby mode")  # PGTARGETSESSIONATTRS wants another one
-NOT_YET = re.compile(r"starting up|shutting down|in recovery mode|not yet accepting")
+NOT_YET = re.compile(r"starting up|shutting down|in recovery mode|not yet accepting|terminating connection")
 TLS = re.compile(r"SSL|certificate|encryption")
 NO_CONNECT = re.compile(r"permission denied for database")  # which migrations/ grants to every role
 OF_DBT = re.compile(r'"(analytics|staging)\.')  # the schemas that dbt fills

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import click
 
+from loader.errors import run as run_program
 from local import demo, settings
 from local.events import generate
 from local.processes import StackError
@@ -192,4 +193,4 @@ def _lines(file: BinaryIO) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m local")
+    run_program(main, "python -m local")

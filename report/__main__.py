@@ -123,4 +123,4 @@ def short(text: str, length: int) -> str:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m report")
+    errors.run(main, "python -m report")

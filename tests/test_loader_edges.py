@@ -168,7 +168,7 @@ WRONG_SHAPES = {
     "counter-that-is-no-number": ("GetQueueAttributes", b'{"Attributes": {"ApproximateNumberOfMessages": "many"}}'),
     "policy-that-is-no-json": ("GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": "none"}}'),
     "policy-in-a-list": ("GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": "[1]"}}'),
-    "policy-without-a-target": ("GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": "{\\"maxReceiveCount\\":5}"}}'),
+    "policy-without-a-target": ("GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": "{\\"a\\":5}"}}'),
     "policy-with-a-strange-target": (
         "GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": {"deadLetterTargetArn": "dlq"}}}',
     ),
@@ -252,6 +252,39 @@ def test_answers_may_be_compressed_and_chunked(loading: Loading, client: str):
         loading.run()
 
     loading.assert_landed_once(ids)
+
+
+@both_clients
+def test_an_answer_may_have_more_than_was_asked_for_and_some_of_it_twice(loading: Loading, client: str):
+    """And an empty body, the longest that SQS takes, another sum of it, nothing else, or more than anybody knows."""
+    loading.client = client
+    ids = loading.send(10)
+    bodies = {ids[0]: "", ids[1]: "\u20ac" * (1024 * 1024 // 3)}
+
+    def odd(call: faults.Call) -> None:
+        status, body = call.forward()
+        answer = json.loads(body)
+        for each in answer.get("Messages") or ():
+            each["Body"] = bodies.get(each["MessageId"], each["Body"])
+            each["MD5OfBody"] = "0" * 32
+            each["Unknown"] = {"a": [1]}
+            if each["MessageId"] == ids[2]:
+                del each["Attributes"]
+        if "Messages" in answer:
+            answer["Messages"] += answer["Messages"][:5]
+        if call.operation == "DeleteMessageBatch":
+            answer["Successful"] = [{"Id": "4711"}, *answer.get("Successful", ())]
+            answer["Failed"] = [{"Id": "4712", "SenderFault": False, "Code": "InternalError"}]
+        call.answer(status, json.dumps(answer).encode())
+
+    with loading.faulty_sqs(odd):
+        report = loading.run(workers=1, flush=50)
+
+    loading.assert_landed_once(ids)
+    assert report.counts["landed"] == 10
+    assert report.counts["deleted"] == report.counts["received"] > 10
+    landed = dict(loading.query("select message_id, body from raw.sqs_messages"))
+    assert {name: landed[name] for name in bodies} == bodies
 
 
 @both_clients

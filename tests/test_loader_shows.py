@@ -302,8 +302,8 @@ def test_redrive_that_is_under_way_already_is_no_fault_of_the_network(loading: L
 
     assert (status, out) == (12, "")
     assert err == (
-        f"Nothing is moved: SQS refuses the task, {code}, as it does while another one for the same dead-letter queue is"
-        " running.\n"
+        f"Nothing is moved: SQS refuses the task, {code}, as it does while another one for the same dead-letter queue"
+        " is running.\n"
     )
 
 
