@@ -97,6 +97,7 @@ OF_BOTOCORE = {
 HEADERS = ("Content-Type: application/x-amz-json-1.0", "Accept:", "Expect:")
 IDENTITY = "Check AWS_WEB_IDENTITY_TOKEN_FILE, the identity provider and the trust policy of AWS_ROLE_ARN"
 SIGN_UP = "Sign the account up for the service, and enable the region for it"
+EXPORT = 'Run `eval "$(aws configure export-credentials --format env)"` before'
 SIGN_IN = "Run `aws sso login` for this profile"
 # Those of botocore's sentences that hold nothing but names of settings.
 SAFE = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound)
@@ -468,8 +469,9 @@ def without_credentials(error: Exception) -> Fault:
     elif isinstance(error, (aws.SSOError, aws.TokenRetrievalError)):
         reason = "the SSO session has expired, or there is none"
         return Fault(errors.NoCredentials(reason=reason, remedy=SIGN_IN), type(error).__name__)
-    elif isinstance(error, EOFError):  # of a prompt
-        reason = "the profile needs an MFA code, and nobody is at the keyboard"
+    elif isinstance(error, (EOFError, aws.LoginError, aws.MissingDependencyException)):  # a prompt, or `aws login`
+        reason = "with this profile, a person has to sign in"
+        return Fault(errors.NoCredentials(reason=reason, remedy=EXPORT), type(error).__name__)
     elif isinstance(error, SAFE):
         reason = str(error).strip().rstrip(".")
     elif isinstance(error, aws.CredentialRetrievalError):  # an agent or a program, that may be back in a moment

@@ -2,6 +2,8 @@
 
 import os
 import socketserver
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -195,6 +197,39 @@ def test_an_empty_region_is_none(settings):
 )
 def test_the_region_is_in_the_url_in_every_partition(url: str, region: str):
     assert region_of(url) == region
+
+
+PROMPTS = {
+    "mfa": """
+[profile mine]
+role_arn = arn:aws:iam::1:role/x
+source_profile = base
+mfa_serial = arn:aws:iam::1:mfa/me
+[profile base]
+aws_access_key_id = key
+aws_secret_access_key = secret-key
+""",
+    "aws-login": """
+[profile mine]
+login_session = arn:aws:iam::1:user/me
+""",
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_profile_that_a_person_has_to_sign_in_with_is_said_with_what_helps(tmp_path, monkeypatch, name: str):
+    (tmp_path / "config").write_text(PROMPTS[name])
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(variable)
+    env = os.environ | {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_PROFILE": "mine"}
+    command = [sys.executable, "-m", "loader", "redrive"]
+    done = subprocess.run(
+        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, start_new_session=True
+    )
+
+    assert done.returncode == 7
+    assert done.stderr.endswith('Run `eval "$(aws configure export-credentials --format env)"` before.\n')
+    assert "Traceback" not in done.stderr
 
 
 SSO = """
