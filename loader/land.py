@@ -197,7 +197,8 @@ class Database:
         if seconds >= self.give_up_after:
             raise errors.GaveUp(seconds=seconds, reason=away) from None
         self.say("the database is away, will try again", reason=str(away), attempt=attempt + 1)
-        self.stopping.wait(random.uniform(0, min(10, 0.2 * 2 ** min(attempt, 9))))
+        pause = random.uniform(0, min(10, 0.2 * 2 ** min(attempt, 9)))
+        self.stopping.wait(min(pause, self.give_up_after - seconds))
 
     @contextmanager
     def transaction(self) -> Iterator:

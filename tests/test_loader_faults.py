@@ -8,13 +8,14 @@ import ssl
 import subprocess
 import threading
 import time
+from types import SimpleNamespace
 
 import pycurl
 import pytest
 
 from loader.aws import Fault, connect
 from loader.errors import GaveUp, LoaderError, NoCredentials, NoDatabase, NoSqs
-from loader.land import Away
+from loader.land import Away, Database
 from loader.load import Run
 from loader.metrics import Metrics
 from tests import faults
@@ -229,6 +230,17 @@ def test_it_stops_at_once_while_the_database_is_away(loading: Loading):
 
     assert status == 0
     assert loading.waiting() == (5, 0)
+
+
+def test_no_pause_goes_beyond_the_time_to_give_up():
+    """On Lambda, what is left after that is for the last attempt and the answer."""
+    database, pauses = Database(give_up_after=5), []
+    database.stopping = SimpleNamespace(wait=pauses.append)
+
+    for _ in range(50):
+        database.wait_for_it(Away(NoDatabase(reason="x")), time.monotonic() - 4, 9)
+
+    assert max(pauses) <= 1
 
 
 def test_an_outage_may_last_for_days(loading: Loading):
