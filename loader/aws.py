@@ -518,7 +518,10 @@ def is_received(answer: dict) -> bool:
         return not answer
     messages = answer["Messages"]
     for each in messages or ():
+        own = each.get("MessageAttributes") or {}
         if not type(each["Body"]) is type(each["MessageId"]) is type(each["ReceiptHandle"]) is str:
+            return False
+        if not all(isinstance(part, dict) for part in (each.get("Attributes") or {}, own, *own.values())):
             return False
     return messages is None or type(messages) is list
 

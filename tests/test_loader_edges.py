@@ -85,6 +85,7 @@ EMPTY = {
     "messages-empty": b'{"Messages": []}',
     "nothing": b"{}",
 }
+A_MESSAGE = b'{"MessageId": "1", "ReceiptHandle": "2", "Body": "3"'
 NOT_SQS = {
     "html": (200, b"<html>welcome</html>"),
     "xml": (200, b"<ReceiveMessageResponse><ReceiveMessageResult/></ReceiveMessageResponse>"),
@@ -100,6 +101,9 @@ NOT_SQS = {
     "nested-without-end": (200, b"[" * 100_000),
     "messages-with-nulls": (200, b'{"Messages": [null]}'),
     "a-message-without-a-body": (200, b'{"Messages": [{"MessageId": "1", "ReceiptHandle": "2"}]}'),
+    "attributes-in-a-list": (200, b'{"Messages": [%b, "Attributes": ["x"]}]}' % A_MESSAGE),
+    "own-attributes-in-a-text": (200, b'{"Messages": [%b, "MessageAttributes": "x"}]}' % A_MESSAGE),
+    "own-attribute-that-is-a-text": (200, b'{"Messages": [%b, "MessageAttributes": {"a": "x"}}]}' % A_MESSAGE),
     "a-body-that-is-no-text": (200, b'{"Messages": [{"MessageId": "1", "ReceiptHandle": "2", "Body": {"a": 1}}]}'),
     "empty-body": (200, b""),
     "not-utf-8": (200, b"\xff\xfe\xfd"),
