@@ -213,15 +213,15 @@ class Lean(Client):
             pycurl.CONNECTTIMEOUT: CONNECT_TIMEOUT,
             pycurl.LOW_SPEED_LIMIT: 1,
             pycurl.LOW_SPEED_TIME: client.meta.config.read_timeout,
-            pycurl.CAINFO: os.fsencode(trusted),
-            pycurl.PROXY_CAINFO: os.fsencode(trusted),
+            pycurl.CAINFO: trusted,
+            pycurl.PROXY_CAINFO: trusted,
             pycurl.NOPROXY: "",  # as boto3 finds its proxy, not as libcurl would
             pycurl.PROXY: "",
         }
         if self.proxy:
             to = urlsplit(self.proxy)
             port = to.port or (443 if to.scheme == "https" else 80)
-            self.options |= {pycurl.PROXY: os.fsencode(self.proxy), pycurl.PROXYPORT: port}
+            self.options |= {pycurl.PROXY: self.proxy, pycurl.PROXYPORT: port}
         self.mine = threading.local()
 
     def calls(self, operation: str, requests: Iterable[dict], at_once: int = 1) -> Iterator[tuple[dict, dict | Fault]]:
@@ -290,7 +290,7 @@ class Line:
         self.said: tuple | None = None
         self.parts: list[bytes] = []
         for option, value in options.items():
-            self.curl.setopt(option, value)
+            self.curl.setopt(option, os.fsencode(value) if isinstance(value, str) else value)  # it takes ASCII only
         self.curl.setopt(pycurl.WRITEFUNCTION, self.parts.append)
 
     def ask(self, operation: str, request: dict, credentials: ReadOnlyCredentials) -> None:

@@ -367,7 +367,7 @@ ENDINGS = {
     "endpoint-is-no-url": ({"AWS_ENDPOINT_URL": "nonsense"}, [], 2, "The AWS settings make no sense: Invalid endpoint"),
     "empty-region": (
         {"AWS_DEFAULT_REGION": "", "AWS_ENDPOINT_URL": None}, [], 2,
-        "The AWS settings make no sense: Invalid endpoint: https://sqs..amazonaws.com. Check AWS_DEFAULT_REGION and",
+        "There is no AWS region: set AWS_DEFAULT_REGION.",
     ),
     "no-certificates": ({"AWS_CA_BUNDLE": "/nowhere"}, [], 2, "AWS_CA_BUNDLE cannot be read: No such file"),
     "no-database": ({"PGPORT": "1"}, [], 3, "No database: connection to server at"),
