@@ -19,6 +19,7 @@ from psycopg2.extensions import connection as Connection
 from loader import postgres
 from loader.errors import LoaderError
 from migrations import citus
+from privacy.attest import WRITTEN_ONE_WAY
 
 ROOT = Path(__file__).resolve().parent.parent
 DBT_PROJECT = ROOT / "dbt_project"
@@ -39,6 +40,11 @@ FOREIGN_ROLES = """
 OLD_DATABASE = (
     "The database {database} was made by an earlier set of migrations, which this one replaces. Move its data to a new "
     "database: deploy/README.md, Move data from an earlier version."
+)
+
+OTHER_BACKSLASHES = (
+    "standard_conforming_strings is off, so a backslash in a regular expression would mean something else. As superuser: "
+    "alter database {database} reset standard_conforming_strings; alter role {login} reset standard_conforming_strings."
 )
 
 # What the database has of routines/: functions and triggers with their owners, settings and grants. An md5 for each
@@ -93,7 +99,12 @@ def main() -> None:
 
 
 def connect() -> Connection:
-    return postgres.connect("migrations")
+    connection = postgres.connect("migrations")
+    connection.set_session(isolation_level="READ COMMITTED")
+    with connection.cursor() as cursor:
+        cursor.execute(WRITTEN_ONE_WAY)  # what is recorded here is compared elsewhere
+    connection.commit()
+    return connection
 
 
 def database_url() -> str:
@@ -102,10 +113,11 @@ def database_url() -> str:
     with connection.cursor() as cursor:
         cursor.execute(
             "select current_setting('server_version_num')::integer, current_setting('server_encoding'),"
+            " current_setting('standard_conforming_strings') = 'on',"
             " has_database_privilege(current_database(), 'create'),"
             " exists (select from pg_class where relname = 'applied' and relnamespace = to_regnamespace('migrations'))"
         )
-        version, encoding, may_create, is_migrated = cursor.fetchone()
+        version, encoding, has_plain_backslashes, may_create, is_migrated = cursor.fetchone()
         if may_create and is_migrated:
             cursor.execute("select exists (select from migrations.applied where version >= '0005')")
             if cursor.fetchone() == (True,):
@@ -117,6 +129,8 @@ def database_url() -> str:
         fail(4, f"PostgreSQL 15 or newer is needed; this is {version // 10000}.")
     if encoding != "UTF8":
         fail(4, f"The database {info.dbname} is encoded in {encoding}; create it with encoding 'UTF8'.")
+    if not has_plain_backslashes:
+        fail(4, OTHER_BACKSLASHES.format(login=info.user, database=info.dbname))
     if '"' in info.dbname:
         fail(4, "dbt cannot work in a database with a double quote in its name: choose another, in PGDATABASE.")
     if not may_create:

@@ -15,6 +15,9 @@ MIGRATE = "run `make migrate`, which makes functions, triggers and their grants 
 BY_HAND = "undo it by hand (grant, revoke, alter … owner to), as the owner or a superuser"
 REBUILD = "drop it, and let dbt make its tables anew: dbt run"
 
+# Definitions, names and intervals are written one way, whatever settings a login or the database was given.
+WRITTEN_ONE_WAY = "set search_path = pg_catalog, pg_temp; set quote_all_identifiers = off; set intervalstyle = postgres"
+
 # The group roles of deploy/bootstrap.sql, as SQL: those that logins join, and those that own things.
 JOINED = "'loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention'"
 OWNERS = "'migrator', 'masker', 'pipeline_owner'"
@@ -304,6 +307,7 @@ def reading() -> Iterator[Cursor]:
     """A cursor on the database of PG* that changes nothing. Raises psycopg2.Error."""
     with closing(postgres.connect("attest")) as connection, connection.cursor() as cursor:
         connection.set_session(readonly=True, isolation_level="REPEATABLE READ")
+        cursor.execute(WRITTEN_ONE_WAY)
         yield cursor
 
 

@@ -100,6 +100,18 @@ def test_tokens_are_carried_over_when_raw_is_gone_and_stay_joinable(database):
         assert set(rows) == expected
 
 
+def test_no_statistic_holds_a_token_of_the_old_key(database):
+    """Analysts can read the statistics of what they can read, and a stolen key reverts what is there."""
+    land(database, [login(n // 3) for n in range(12)])
+    dbt(database, "run")
+    superuser(database, "analyze staging.int_messages__masked, analytics.user_logins")
+    shown = "select attname from pg_stats, unnest(%s) as token where concat(most_common_vals, histogram_bounds) ~ token"
+    old = [token for (token,) in query(database, "select masked_ip from analytics.user_logins")]
+    assert query(database, shown, old) != []
+    rotate(database)
+    assert query(database, shown, old) == []
+
+
 def test_an_interrupted_rotation_mixes_nothing_and_is_resumed(database):
     land(database, [login(n) for n in range(6)], prefix="before")
     dbt(database, "run")

@@ -240,7 +240,8 @@ def test_what_removes_or_reveals_anything_puts_itself_on_record(built):
 ERASED = "u1"
 
 
-def test_no_statistic_holds_an_erased_user_id(migrated):
+@pytest.mark.parametrize("next_run", [("run",), ("run", "--full-refresh")], ids=" ".join)
+def test_no_statistic_holds_an_erased_user_id(migrated, next_run):
     with copy(migrated) as database:
         land(database, [login(ERASED)] + [login(f"other{n}") for n in range(20)])
         land(database, [login(ERASED)] * 5, prefix="more")
@@ -254,5 +255,5 @@ def test_no_statistic_holds_an_erased_user_id(migrated):
         )
         assert query(database, statistics, login="postgres") != []
         query(database, f"select {CALLS[0]}", login="privacy_officer_user")
-        dbt(database, "run")
+        dbt(database, *next_run)
         assert query(database, statistics, login="postgres") == []

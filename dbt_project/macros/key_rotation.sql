@@ -50,6 +50,7 @@
             {%- endif -%}
         {%- endset -%}
         {%- call statement('carry_over') -%}{{ carried_over }}{%- endcall -%}
+        {%- do run_query('analyze ' ~ table) -%}  {#- statistics hold samples of the old tokens -#}
         {%- do log(table ~ ': ' ~ load_result('carry_over').response.rows_affected ~ ' rows carried over to key ' ~ version, info=true) -%}
     {%- endfor -%}
     {%- do run_query("commit") -%}

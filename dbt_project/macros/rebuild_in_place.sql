@@ -26,6 +26,7 @@
     {%- endcall %}
     {% do run_query('drop table ' ~ rebuilt) %}
     {% do create_missing_indexes(existing) %}
+    {% do run_query('analyze ' ~ existing) %}  {#- statistics hold samples of values, also of erased persons -#}
 
     {% do apply_grants(existing, config.get('grants'), should_revoke=True) %}
     {% do persist_docs(existing, model) %}

@@ -12,6 +12,20 @@
 {%- endmacro %}
 
 
+{# Settings of the login or of the database with which the same SQL means something else. #}
+{% macro refuse_settings() -%}
+    {%- for setting, wanted in {'standard_conforming_strings': 'on', 'transaction_isolation': 'read committed'}.items() if execute -%}
+        {%- if scalar("select current_setting('" ~ setting ~ "')") != wanted -%}
+            {%- set given = setting if setting.startswith('standard') else 'default_' ~ setting -%}
+            {{ exceptions.raise_compiler_error(
+                given ~ ' is not ' ~ wanted ~ ', so dbt would not do here what it is tested for. As superuser: alter database '
+                ~ target.database ~ ' reset ' ~ given ~ '; alter role ' ~ target.user ~ ' reset ' ~ given ~ '.'
+            ) }}
+        {%- endif -%}
+    {%- endfor -%}
+{%- endmacro %}
+
+
 {% materialization clone, default -%}
     {{ exceptions.raise_compiler_error(
         'dbt clone is refused: it would put a view of itself in the place of ' ~ this.schema ~ '.' ~ this.identifier

@@ -127,9 +127,10 @@ language sql stable set search_path = pg_catalog, pg_temp
 return privacy.token_columns('array_agg(%I::text)', ' || ');
 
 -- A regular expression for a text as JSON may write it: each character as itself or escaped, and escaped as often as
--- the message that has it was quoted in another.
+-- the message that has it was quoted in another. (PL/pgSQL reads a backslash as the session does.)
 create or replace function privacy.as_json_writes(value text) returns text
-language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
     pattern text := '';
     letter text;
@@ -182,7 +183,8 @@ create or replace function privacy.forget_user(
     out from_analytics bigint,  -- messages that dbt's next run removes
     out not_looked_into bigint  -- messages that are encoded or compressed
 )
-language plpgsql security definer set search_path = pg_catalog, pg_temp set row_security = off as $$
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set row_security = off set standard_conforming_strings = on as $$
 declare
     person constant text := btrim(user_id, E' \t\n\r\x0B\f');
     in_flight constant bigint := raw.safe_load_id();

@@ -162,9 +162,9 @@ return strpos(text_in_form, value) > 0 and (
 );
 
 -- What might be an address in a text: four numbers between dots, and whatever lies between colons. (jit: compiling this
--- takes longer than running it a thousand times.)
+-- takes longer than running it a thousand times. standard_conforming_strings: PL/pgSQL reads a backslash as the session does.)
 create or replace function masking.has_address(lower_text text, canonical text) returns boolean
-language plpgsql immutable strict parallel safe set jit = off as $$
+language plpgsql immutable strict parallel safe set jit = off set standard_conforming_strings = on as $$
 begin
     return case
         when canonical like 'raw:%' then masking.has_value(lower_text, substr(canonical, 5))

@@ -2,6 +2,18 @@
 
 set local role pipeline_owner;
 
+-- Where each statement sees what was committed before it: a load the tombstones of an erasure, dbt the loads before its
+-- window. Anybody may give a login or a database another level.
+create or replace function raw.require_read_committed() returns void
+language plpgsql stable as $$
+begin
+    if pg_catalog.current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'the isolation level READ COMMITTED is needed: '
+            'reset default_transaction_isolation of this login and of the database';
+    end if;
+end $$;
+grant execute on function raw.require_read_committed() to transformer;
+
 -- The number of this transaction, the same at each call. A shared advisory lock on a key that is not above
 -- 2^62 + the last number, taken before the number and held until commit, tells safe_load_id() that this transaction may
 -- still bring rows. A key that somebody else holds is passed over, downwards, so that nobody can make a loader wait; a
@@ -19,6 +31,7 @@ begin
     if split_part(remembered, ':', 1) = xid then
         return split_part(remembered, ':', 2)::bigint;
     end if;
+    perform raw.require_read_committed();
     lock_key := 4611686018427387904 + (select last_value - (not is_called)::integer from raw.load_id_seq);
     while not pg_try_advisory_xact_lock_shared(lock_key) loop
         lock_key := lock_key - 1;
@@ -40,9 +53,7 @@ declare
     next_load_id bigint;
     in_flight bigint;
 begin
-    if pg_catalog.current_setting('transaction_isolation') <> 'read committed' then
-        raise exception 'raw.safe_load_id() needs the isolation level READ COMMITTED';
-    end if;
+    perform raw.require_read_committed();
     select last_value + is_called::integer into next_load_id from raw.load_id_seq;
     select min((held.classid::bigint << 32 | held.objid::bigint) - 4611686018427387904) + 1
     into in_flight

@@ -1,0 +1,119 @@
+"""Settings that somebody gives a database or a login change nothing of what the programs do, or they refuse to work."""
+
+import contextlib
+import json
+
+import psycopg2
+import pytest
+
+from tests.conftest import administration, run_migrations
+from tests.officer import as_officer, as_superuser, as_transformer, privacy
+from tests.pipeline import LAND, SENT_AT, dbt, land, query
+
+REASON = "ticket 77: account closed"
+FORGET = "select * from privacy.forget_user(%s, %s)"
+SEARCH_PATH = "search_path = raw, masking, privacy, staging, analytics, migrations, public"
+
+
+def login(user_id: str = "gone", **more: object) -> str:
+    fields = {"user_id": user_id, "ip": "10.0.0.1", "device_id": "own-1", "app_version": "1.2", "device_type": "ios"}
+    return json.dumps(fields | more)
+
+
+def give(database, setting: str) -> None:
+    with administration(database.stack) as cursor:
+        cursor.execute(f"alter database {database.name} set {setting}")
+
+
+def forget(database, user_id: str = "gone"):
+    return privacy(database, "forget", "--user-id", user_id, "--reason", REASON, login="privacy_officer_user")
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_a_transaction_that_cannot_see_an_erasure_lands_nothing(database, level):
+    """Its snapshot is older than the tombstones: the person would be back."""
+    land(database, [login()])
+    dbt(database, "run")
+    redriven = {"queue": "login-queue", "ids": ["again"], "bodies": [login()], "times": [SENT_AT], "n": 1}
+    give(database, f"default_transaction_isolation = '{level}'")
+    with contextlib.closing(database.connect("loader_user")) as connection, connection.cursor() as cursor:
+        cursor.execute("select from raw.loads")
+        assert "1 removed" in forget(database).stdout
+        with contextlib.suppress(psycopg2.errors.RaiseException):
+            cursor.execute(LAND, redriven)
+        connection.commit()
+    assert as_superuser(database, "select message_id from raw.sqs_messages") == []
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_dbt_says_with_which_setting_it_does_not_work(database, level):
+    give(database, f"default_transaction_isolation = '{level}'")
+    with pytest.raises(AssertionError, match="reset default_transaction_isolation"):
+        dbt(database, "run")
+
+
+@pytest.mark.parametrize("how", ["command", "sql"])
+def test_a_person_is_found_whatever_a_backslash_means(database, how):
+    land(database, [login()[:-1]])
+    dbt(database, "run")
+    give(database, "standard_conforming_strings = off")
+    if how == "command":
+        assert "1 removed" in forget(database).stdout
+    else:
+        assert as_officer(database, FORGET, "gone", REASON)[0][0] == 1
+    assert as_superuser(database, "select message_id from raw.sqs_messages") == []
+
+
+def test_nothing_is_built_where_a_backslash_means_something_else(database):
+    give(database, "standard_conforming_strings = off")
+    migrated = run_migrations(database.env("migrator"))
+    assert (migrated.returncode, migrated.stdout) == (4, "")
+    assert "reset standard_conforming_strings" in migrated.stderr
+    with pytest.raises(AssertionError, match="reset standard_conforming_strings"):
+        dbt(database, "run")
+
+
+def test_an_address_in_the_open_is_found_whatever_a_backslash_means(database):
+    give(database, "standard_conforming_strings = off")
+    found = "select masking.exposes('v7 10.0.0.1', '10.0.0.1', 'address')"
+    assert as_transformer(database, found) == [(True,)]
+
+
+@pytest.mark.parametrize("setting", [SEARCH_PATH, "quote_all_identifiers = on"])
+def test_names_are_understood_wherever_they_are_looked_for(database, setting):
+    land(database, [login()])
+    dbt(database, "run")
+    before = privacy(database, "attest", login="postgres").stdout
+    give(database, setting)
+    assert privacy(database, "attest", login="postgres").stdout == before
+    assert run_migrations(database.env("migrator")).returncode == 0
+    assert privacy(database, "attest", login="postgres").stdout == before
+
+
+def test_a_column_leaves_with_its_views_wherever_names_are_looked_for(database):
+    dbt(database, "run")
+    as_superuser(
+        database,
+        "drop view analytics.users cascade; alter table analytics.user_logins add gone text;"
+        "create view analytics.users as select gone from analytics.user_logins;"
+        "alter view analytics.users owner to transformer; select 1",
+    )
+    give(database, SEARCH_PATH)
+    dbt(database, "run", "--full-refresh")
+    shown = "select attname from pg_attribute where attrelid = 'analytics.users'::regclass and attname = 'user_id'"
+    assert as_superuser(database, shown) == [("user_id",)]
+
+
+@pytest.mark.parametrize("style", ["iso_8601", "sql_standard", "postgres_verbose"])
+def test_old_keys_are_reported_however_intervals_are_written(database, style):
+    as_superuser(database, "update masking.keys set created_at = now() - interval '500 days' returning 1")
+    give(database, f"intervalstyle = '{style}'")
+    assert "OFF   keys         500 days old" in privacy(database, "attest", login="postgres").stdout
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_person_is_erased_whatever_letters_the_login_is_given(database, encoding):
+    land(database, [login("東京")])
+    dbt(database, "run")
+    give(database, f"client_encoding = '{encoding}'")
+    assert "1 removed" in forget(database, "東京").stdout
