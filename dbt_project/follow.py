@@ -16,12 +16,19 @@ from dbt.cli.main import dbtRunner  # noqa: E402
 
 from loader import errors, postgres  # noqa: E402
 
-# What dbt has not taken, by the ledger: a look that costs next to nothing.
-HAS_LANDED = """
-    select exists (
-        select from raw.loads
-        where landed > 0 and load_id > (select coalesce(max(load_id), 0) from staging.int_messages__masked)
-    )
+# What dbt has not taken, by the ledger, or has still to remove: a look that costs next to nothing.
+IS_BEHIND = """
+    select
+        exists (
+            select from raw.loads
+            where
+                load_id > (select coalesce(max(load_id), 0) from staging.int_messages__masked)
+                and landed > (select count(*) from privacy.erased_messages as erased where erased.load_id = loads.load_id)
+        )
+        or exists (
+            select from staging.int_messages__masked
+            where message_id in (select message_id from privacy.erased_messages)
+        )
 """
 
 
@@ -47,7 +54,7 @@ def main(every: float, test_every: float, give_up_after: float, target: str | No
     while not stopping.is_set():
         succeeded = True
         try:
-            if has_landed(is_built):
+            if is_behind(is_built):
                 is_built = succeeded = dbt.invoke("run")
             if time.monotonic() - tested > test_every:
                 succeeded, tested = dbt.invoke("test") and succeeded, time.monotonic()
@@ -61,7 +68,7 @@ def main(every: float, test_every: float, give_up_after: float, target: str | No
         stopping.wait(every if succeeded else max(every, 10))
 
 
-def has_landed(is_built: bool) -> bool:
+def is_behind(is_built: bool) -> bool:
     """Whether there is something for dbt to do; at first, always. Raises one of errors.py."""
     with (
         postgres.explained("Run it as transformer_user"),
@@ -69,7 +76,7 @@ def has_landed(is_built: bool) -> bool:
         connection,
         connection.cursor() as cursor,
     ):
-        cursor.execute(HAS_LANDED if is_built else "select true")
+        cursor.execute(IS_BEHIND if is_built else "select true")
         return cursor.fetchone()[0]
 
 

@@ -62,6 +62,9 @@ def rotate_key(imported: bool) -> None:
             return
         cursor.execute("lock table masking.keys in share row exclusive mode")
         version = _scalar(cursor, "select masking.key_version()") + 1
+        cursor.execute("select masking.kinds()")
+        if kinds != (kinds := [kind for (kind,) in cursor.fetchall()]) and imported:
+            raise click.ClickException(f"The kinds have changed meanwhile. Give the keys of {', '.join(kinds)}.")
         if new_keys is None:
             cursor.execute(
                 "insert into masking.keys (kind, version, key) "

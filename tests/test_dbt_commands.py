@@ -8,7 +8,9 @@ import time
 
 import pytest
 
+from dbt_project.follow import IS_BEHIND
 from tests.conftest import ROOT
+from tests.officer import as_officer, as_transformer
 from tests.pipeline import DBT_PROJECT, dbt, land, query
 
 LOGIN = '{"user_id": "u%s", "app_version": "2.3.0", "device_type": "ios", "ip": "192.0.2.%s", "device_id": "d-%s"}'
@@ -71,6 +73,21 @@ def test_a_run_that_failed_is_retried_from_where_it_failed(built, tmp_path):
     retried = dbt(built, "retry", "--state", str(tmp_path)).result
     assert "user_logins" in {node.node.name for node in retried}
     assert "int_messages__masked" not in {node.node.name for node in retried}
+
+
+@pytest.mark.parametrize("already_taken", [True, False], ids=["erased after dbt took it", "erased before"])
+def test_dbt_that_follows_removes_who_is_erased_and_then_rests(database, already_taken):
+    land(database, [LOGIN % (1, 1, 1)])
+    dbt(database, "run")
+    if not already_taken:
+        land(database, [LOGIN % (2, 2, 2)], prefix="next")
+    [(is_behind,)] = as_transformer(database, IS_BEHIND)
+    assert is_behind is not already_taken
+    person = "u1" if already_taken else "u2"
+    as_officer(database, "select * from privacy.forget_user(%s, 'ticket 77: account closed')", person)
+    assert as_transformer(database, IS_BEHIND) == [(already_taken,)]
+    dbt(database, "run")
+    assert as_transformer(database, IS_BEHIND) == [(False,)]
 
 
 def test_dbt_that_follows_publishes_what_lands_and_ends_when_told(database):

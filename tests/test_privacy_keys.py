@@ -1,14 +1,18 @@
 """Keys: rotated from the tokens alone, never mixed in a table, resumed when interrupted; imported once, never shown."""
 
+import contextlib
 import hashlib
 import hmac
+import io
 import json
 from contextlib import closing
 from functools import partial
 
+import click
 import psycopg2.errors
 import pytest
 
+from privacy.__main__ import rotate_key
 from tests.conftest import nodes, on_citus_too, run_migrations
 from tests.instructions import checkout, follow
 from tests.officer import Officer, as_superuser, as_transformer, privacy
@@ -173,6 +177,47 @@ def test_an_erasure_during_a_rotation_leaves_no_original(database, tmp_path, ste
     assert as_superuser(database, count) == [(0,)]
     dbt(database, "build")
     assert query(database, "select count(*) from analytics.user_logins") == [(0,)]
+
+
+def test_a_kind_that_is_declared_while_keys_are_typed_is_rotated_too(database, monkeypatch):
+    """Between the question for the keys and the answer minutes may pass, and a deployment."""
+    land(database, [login(1)])
+
+    class Typed(io.StringIO):
+        def read(self, *size):
+            superuser(database, "set role masker; select masking.ensure_keys(array['email'])")
+            return SECOND
+
+    for name, value in database.env("migrator").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdin", Typed())
+    with contextlib.suppress(click.ClickException):
+        rotate_key.callback(imported=True)
+    newest = "select distinct max(version) from masking.keys group by kind"
+    assert len(as_superuser(database, newest)) == 1
+
+
+def test_what_was_sealed_is_erased_when_the_message_is_rejected_since(database, tmp_path):
+    """A declaration may change: what was accepted and sealed is rejected by the next full refresh."""
+    assert privacy(database, "seal-with", str(Officer(tmp_path).public_key)).returncode == 0
+    land(database, [login(0), login(9)])
+    dbt(database, "run")
+    superuser(database, "update raw.sqs_messages set body = replace(body, '1.2.3', 'x') where message_id = 'm0'")
+    dbt(database, "run", "--full-refresh")
+    person = ("--user-id", "u0", "--reason", "ticket 77: account closed")
+    assert privacy(database, "forget", *person, login="privacy_officer_user").returncode == 0
+    assert as_superuser(database, "select count(*) from privacy.originals") == [(2,)]
+
+
+def test_tokens_of_a_field_that_is_declared_no_more_are_not_left_to_an_old_key(database):
+    land(database, [login(1)])
+    dbt(database, "run")
+    superuser(database, "alter table staging.int_messages__masked add masked_email text")
+    rotate(database, ("add", "deploy"))
+    with pytest.raises(AssertionError, match="alter table .* drop column masked_email"):
+        dbt(database, "run-operation", "carry_tokens_over")
+    superuser(database, "alter table staging.int_messages__masked drop column masked_email")
+    assert rotate(database) == "Continuing the rotation to key 2.\n"
 
 
 def test_a_missing_key_is_an_error_and_no_null(database):

@@ -131,7 +131,7 @@
 
 {# Event types share the boundary's columns: one name, one type. #}
 {% macro same_everywhere(where, name, field, columns) -%}
-    {%- for column in (['masked_' ~ name, name ~ '_is_placeholder', name] if field.masked_as else [name]) -%}
+    {%- for column in (['masked_' ~ name, 'token_of_' ~ name, name ~ '_is_placeholder', name] if field.masked_as else [name]) -%}
         {%- set meant = (name, field.type, field.masked_as) -%}
         {%- if columns.get(column, meant) != meant -%}
             {%- do wrong(where, 'the column ' ~ column ~ ' is declared twice, as something else') -%}

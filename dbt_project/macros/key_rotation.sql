@@ -29,6 +29,16 @@
     {%- set kinds = {} -%}
     {%- for field in declared_fields(masked=true) -%}{%- do kinds.update({'masked_' ~ field.name: field.masked_as}) -%}{%- endfor -%}
 
+    {%- for table, columns in tables -%}
+        {%- for column in columns if column.startswith('masked_') and column not in kinds -%}
+            {%- do exceptions.raise_compiler_error(
+                table.schema ~ '.' ~ table.identifier ~ '.' ~ column ~ ' has tokens of a field that is declared no more, so its'
+                ~ ' kind and key are unknown. Drop it (alter table ' ~ table.schema ~ '.' ~ table.identifier ~ ' drop column '
+                ~ column ~ '), then run `make rotate-key` again.'
+            ) -%}
+        {%- endfor -%}
+    {%- endfor -%}
+
     {%- do run_query("begin") -%}
     {%- for table, columns in tables -%}
         {%- do run_query("lock table " ~ table ~ " in share row exclusive mode") -%}

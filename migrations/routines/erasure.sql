@@ -285,7 +285,7 @@ begin
     ) into tokens using tokens, message_ids;
     execute $query$
         select coalesce(array_agg(token), '{}') from masking.base_sqs__masked_values
-        where token = any($1) and message_id <> all($2)
+        where token = any($1) and message_id <> all($2) and is_accepted
     $query$ into of_others using tokens, message_ids;
     execute format(
         -- (what was erased before and dbt has still to remove is nobody's)

@@ -87,7 +87,7 @@ begin
     with masked_values as materialized (
         select distinct kind, token, mask_key_version, original
         from masking.base_sqs__masked_values
-        where load_id > last_sealed and load_id <= last_load
+        where load_id > last_sealed and load_id <= last_load and is_accepted
     ),
     unsealed as materialized (  -- before the costly encryption
         select * from masked_values

@@ -37,6 +37,11 @@ select
     case when verdict.reason is null then {{ is_placeholder(field) }} end as {{ field.name }}_is_placeholder,
     {%- endfor %}
     {{ mask_key_version() }} as mask_key_version
+    {#- of rejected messages too: what was accepted once is erased by its tokens #}
+    {%- for field in masked_fields -%}
+    ,
+    {{ mask('canonical.' ~ field.name, kind=field.masked_as) }} as token_of_{{ field.name }}
+    {%- endfor %}
 from {{ source('raw', 'sqs_messages') }} as messages
 cross join lateral unnest(array[{{ parsed_event() }}]) as parsed (event)
 cross join lateral {{ first_level() }}
