@@ -269,7 +269,25 @@ SETTINGS = {
     "debug_print_plan": ({"off"}, "plans show values"),
     "auto_explain.log_nested_statements": ({"off", None}, "it logs what functions were called with"),
     "session_replication_role": ({"origin"}, "triggers do not fire"),
+    "standard_conforming_strings": ({"on"}, "migrations and dbt refuse to work with other backslashes"),
+    "default_transaction_isolation": ({"read committed"}, "loads and dbt refuse to work with another level"),
 }
+
+# What a login gets that is not this one, or this one tomorrow: alter role … set, alter database … set.
+GIVEN = """
+select
+    split_part(given, '=', 1), substr(given, strpos(given, '=') + 1),
+    case setrole when 0 then 'every login' else setrole::regrole::text end
+    || case setdatabase when 0 then ' in every database' else ' in this database' end,
+    case
+        when setrole = 0 and setdatabase <> 0 then format('database %I', current_database())
+        when setdatabase = 0 then 'role ' || case setrole when 0 then 'all' else setrole::regrole::text end
+        else format('role %s in database %I', setrole::regrole, current_database())
+    end
+from pg_db_role_setting cross join lateral unnest(setconfig) as given
+where setdatabase = 0 or setdatabase = (select oid from pg_database where datname = current_database())
+order by 1, 3
+"""
 
 AGES = """
 select
@@ -397,6 +415,11 @@ def settings(cursor: Cursor) -> Iterator[Item]:
         [value] = _column(cursor, f"select current_setting('{name}', true)")
         set_to = next(iter(sorted(each for each in wanted if each)))
         yield Item("settings", value in wanted, f"{name} is {value}", f"{reason}; set it to {set_to}")
+    cursor.execute(GIVEN)
+    for name, value, whom, altered in cursor.fetchall():
+        wanted, reason = SETTINGS.get(name, ({value}, ""))
+        if value not in wanted:
+            yield Item("settings", False, f"{name} is {value} for {whom}", f"{reason}; alter {altered} reset {name}")
     cursor.execute(
         "select current_setting('ssl') = 'on', string_agg(trim(address), ', ')"
         " filter (where trim(address) not in ('localhost', '127.0.0.1', '::1'))"

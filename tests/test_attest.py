@@ -198,6 +198,19 @@ DRIFT = {
     ),
     "log-setting": ("set local log_statement = 'all'", "log_statement is all"),
     "triggers-off": ("set local session_replication_role = replica", "session_replication_role is replica"),
+    "triggers-off-for-a-login": (
+        "alter role loader_user set session_replication_role = replica",
+        "session_replication_role is replica for loader_user in every database",
+    ),
+    "log-setting-of-the-database": (
+        "do $$ begin execute format('alter database %I set debug_print_plan = on', current_database()); end $$",
+        "debug_print_plan is on for every login in this database",
+    ),
+    "log-setting-of-a-login-here": (
+        "do $$ begin execute format("
+        "'alter role analyst_user in database %I set log_statement = %L', current_database(), 'all'); end $$",
+        "log_statement is all for analyst_user in this database",
+    ),
     "old-keys": ("update masking.keys set created_at = now() - interval '500 days'", "500 days old"),
     "no-keys": ("truncate masking.keys", "there is no masking key"),
     "rotation-open": (

@@ -67,6 +67,21 @@ def test_the_original_comes_back_after_raw_is_gone(sealed, officer):
     assert audit(sealed)[before:] == ["recovery requested", "original handed out"] * 3
 
 
+def test_of_two_who_fetch_one_original_at_once_one_gets_it(sealed):
+    [(request,)] = as_officer(sealed, "select privacy.request_recovery(%s, %s)", token(sealed, "m0"), REASON)
+    fetch = "select * from privacy.sealed_original(%s)"
+    with (
+        contextlib.closing(sealed.connect("privacy_officer_user")) as first,
+        contextlib.closing(sealed.connect("privacy_officer_user", options="-c lock_timeout=1s")) as second,
+    ):
+        first.cursor().execute(fetch, [request])
+        with pytest.raises(psycopg2.errors.LockNotAvailable):
+            second.cursor().execute(fetch, [request])
+        first.commit()
+    with pytest.raises(psycopg2.errors.RaiseException, match="is over: make a new one"):
+        as_officer(sealed, fetch, request)
+
+
 def test_each_token_is_sealed_once(sealed):
     assert as_superuser(sealed, "select kind, count(*) from privacy.originals group by kind order by kind") == [
         ("device_id", 2),

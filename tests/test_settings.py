@@ -117,3 +117,14 @@ def test_a_person_is_erased_whatever_letters_the_login_is_given(database, encodi
     dbt(database, "run")
     give(database, f"client_encoding = '{encoding}'")
     assert "1 removed" in forget(database, "東京").stdout
+
+
+@pytest.mark.parametrize("call", ["forget_user('gone', %s)", "find_tokens('abcdef', %s)"])
+def test_what_is_on_record_is_on_disk_when_it_is_committed(database, call):
+    """Or a server that crashes brings the person back, and forgets who asked for an original."""
+    dbt(database, "run")
+    give(database, "synchronous_commit = off")
+    with contextlib.closing(database.connect("privacy_officer_user")) as connection, connection.cursor() as cursor:
+        cursor.execute(f"select * from privacy.{call}", [REASON])
+        cursor.execute("select current_setting('synchronous_commit')")
+        assert cursor.fetchall() == [("on",)]

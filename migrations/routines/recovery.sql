@@ -13,7 +13,8 @@ end $$;
 create or replace trigger append_only before update or delete or truncate on privacy.audit
 execute function privacy.refuse_change();
 
--- The one way to write the audit. The server's log has a second copy, which no rollback takes back.
+-- The one way to write the audit. The server's log has a second copy, which no rollback takes back; and what is on
+-- record is on disk when its transaction has committed, whatever the login was given.
 create or replace function privacy.record(
     action text,
     about bigint default null,
@@ -28,6 +29,7 @@ begin
     insert into privacy.audit (action, about, token, reason, removed)
     values (action, about, token, reason, removed)
     returning id into new_id;
+    perform set_config('synchronous_commit', 'on', true) where current_setting('synchronous_commit') = 'off';
     raise log 'privacy.audit %: % by %, about %', new_id, action, session_user, about;
     return new_id;
 end $$;
@@ -185,7 +187,8 @@ declare
 begin
     lock table privacy.audit in row exclusive mode;  -- as writing into it does: a new rule about two persons goes first
     select * into requested from privacy.audit
-    where id = request and action = 'recovery requested' and login = session_user;
+    where id = request and action = 'recovery requested' and login = session_user
+    for update;  -- once: who fetches it at the same time waits, and comes too late
     if not found then
         raise exception 'there is no recovery request % of yours', request;
     end if;
