@@ -176,6 +176,8 @@ def read() -> dict[str, Any]:
         connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
         with connection.cursor(cursor_factory=NamedTupleCursor) as cursor:
 
+            cursor.execute("set local intervalstyle = postgres")  # which alone psycopg2 understands
+
             def rows(sql: str, **parameters: Any) -> list:
                 cursor.execute(sql, LIMITS | parameters)
                 return cursor.fetchall()

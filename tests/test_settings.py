@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import subprocess
+import sys
+from datetime import datetime, timedelta, timezone
 
 import psycopg2
 import pytest
@@ -45,11 +48,29 @@ def test_a_transaction_that_cannot_see_an_erasure_lands_nothing(database, level)
     assert as_superuser(database, "select message_id from raw.sqs_messages") == []
 
 
-@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-def test_dbt_says_with_which_setting_it_does_not_work(database, level):
-    give(database, f"default_transaction_isolation = '{level}'")
-    with pytest.raises(AssertionError, match="reset default_transaction_isolation"):
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("default_transaction_isolation", "repeatable read"),
+        ("default_transaction_isolation", "serializable"),
+        ("client_encoding", "LATIN1"),  # which has not all that a description may have
+    ],
+)
+def test_dbt_says_with_which_setting_it_does_not_work(database, setting, value):
+    give(database, f"{setting} = '{value}'")
+    with pytest.raises(AssertionError, match=f"{setting} is not .* reset {setting}"):
         dbt(database, "run")
+
+
+def test_a_day_has_24_hours_wherever_clocks_change(database):
+    """28 days are what SQS can keep a message; with summer time in between, the calendar has an hour less."""
+    land(database, [login()])
+    dbt(database, "run")
+    as_superuser(database, "update raw.loads set loaded_at = now() - interval '671.5 hours' returning 1")
+    day = (datetime.now(timezone.utc) - timedelta(days=10)).timetuple().tm_yday
+    give(database, f"timezone = 'AAA0BBB,J{min(day, 365)},J{(day + 99) % 365 + 1}'")
+    assert privacy(database, "purge", "--keep-days", "28", login="privacy_officer_user").returncode == 0
+    assert as_superuser(database, "select count(*) from raw.sqs_messages") == [(1,)]
 
 
 @pytest.mark.parametrize("how", ["command", "sql"])
@@ -109,6 +130,16 @@ def test_old_keys_are_reported_however_intervals_are_written(database, style):
     as_superuser(database, "update masking.keys set created_at = now() - interval '500 days' returning 1")
     give(database, f"intervalstyle = '{style}'")
     assert "OFF   keys         500 days old" in privacy(database, "attest", login="postgres").stdout
+
+
+@pytest.mark.parametrize("setting", ["client_encoding = 'LATIN1'", "intervalstyle = 'iso_8601'"])
+def test_the_report_is_written_whatever_it_is_given(database, tmp_path, setting):
+    land(database, [login("東京")])
+    dbt(database, "run")
+    give(database, setting)
+    command = [sys.executable, "-m", "report", "--output", str(tmp_path / "pages")]
+    done = subprocess.run(command, env=database.env("analyst_user"), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])

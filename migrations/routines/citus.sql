@@ -117,7 +117,7 @@ begin
             where
                 known.message_id = landed.message_id
                 or known.body_mac = (select masking.token(landed.digest, key) from privacy.tombstone_key)
-                and known.erased_at > landed.loaded_at - interval '28 days'
+                and known.erased_at > landed.loaded_at - 28 * interval '24 hours'
             order by known.erased_at desc
             limit 1;
             if found then

@@ -17,7 +17,7 @@ begin
             select landed.message_id, landed.load_id, erased.body_mac, erased.erased_at, erased.erasure
             from landed inner join privacy.erased_messages as erased
                 on masking.token(masking.digest(landed.body), (select key from privacy.tombstone_key)) = erased.body_mac
-            where erased.erased_at > now() - interval '28 days'
+            where erased.erased_at > now() - 28 * interval '24 hours'
         ),
         erased_again as (
             insert into privacy.erased_messages (message_id, load_id, body_mac, erased_at, erasure)

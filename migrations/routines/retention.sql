@@ -5,11 +5,11 @@ set local role pipeline_owner;
 -- For a privacy officer (`make purge`) or a timer with the role retention. Removes the loads that landed more than
 -- keep_days ago, by the ledger's clock, and that dbt has taken whole. Not sooner than SQS can deliver a message again
 -- (two weeks in the queue and, of a FIFO queue, two in the dead-letter queue): by then raw must know that it had it.
--- Not before originals are sealed, where they are to be.
+-- Hours, because a day of the calendar may have 23. Not before originals are sealed, where they are to be.
 create or replace function privacy.purge(keep_days integer) returns text
 language plpgsql security definer set search_path = pg_catalog, pg_temp set row_security = off as $$
 declare
-    landed_before constant timestamptz := now() - make_interval(days => keep_days);
+    landed_before constant timestamptz := now() - keep_days * interval '24 hours';
     last_load bigint := raw.safe_load_id() - 1;
     missing bigint;
     purged bigint;
