@@ -23,7 +23,7 @@ IS_BEHIND = """
             select from raw.loads
             where
                 load_id > (select coalesce(max(load_id), 0) from staging.int_messages__masked)
-                and landed > (select count(*) from privacy.erased_messages as erased where erased.load_id = loads.load_id)
+                and landed > (select count(*) from privacy.erased_messages as gone where gone.load_id = loads.load_id)
         )
         or exists (
             select from staging.int_messages__masked

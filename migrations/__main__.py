@@ -43,8 +43,9 @@ OLD_DATABASE = (
 )
 
 OTHER_BACKSLASHES = (
-    "standard_conforming_strings is off, so a backslash in a regular expression would mean something else. As superuser: "
-    "alter database {database} reset standard_conforming_strings; alter role {login} reset standard_conforming_strings."
+    "standard_conforming_strings is off, so a backslash in a regular expression would mean something else. "
+    "As superuser: alter database {database} reset standard_conforming_strings; "
+    "alter role {login} reset standard_conforming_strings."
 )
 
 # What the database has of routines/: functions and triggers with their owners, settings and grants. An md5 for each

@@ -214,7 +214,7 @@ def test_tokens_of_a_field_that_is_declared_no_more_are_not_left_to_an_old_key(d
     dbt(database, "run")
     superuser(database, "alter table staging.int_messages__masked add masked_email text")
     rotate(database, ("add", "deploy"))
-    with pytest.raises(AssertionError, match="alter table .* drop column masked_email"):
+    with pytest.raises(AssertionError, match=r"alter table .* drop column masked_email"):
         dbt(database, "run-operation", "carry_tokens_over")
     superuser(database, "alter table staging.int_messages__masked drop column masked_email")
     assert rotate(database) == "Continuing the rotation to key 2.\n"

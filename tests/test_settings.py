@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import administration, run_migrations
 from tests.officer import as_officer, as_superuser, as_transformer, privacy
-from tests.pipeline import LAND, SENT_AT, dbt, land, query
+from tests.pipeline import LAND, SENT_AT, dbt, land
 
 REASON = "ticket 77: account closed"
 FORGET = "select * from privacy.forget_user(%s, %s)"

@@ -45,7 +45,8 @@
         where refobjid = '{{ table }}'::regclass and attname in ({{ quoted_list(columns) }})
     {%- endset -%}
     {%- set views = run_query(
-        "select concat_ws('.', relnamespace::regnamespace, quote_ident(relname)) from pg_class where oid in (" ~ views_on(that_show_them) ~ ')'
+        "select concat_ws('.', relnamespace::regnamespace, quote_ident(relname)) from pg_class"
+        ~ ' where oid in (' ~ views_on(that_show_them) ~ ')'
     ).columns[0].values() | list -%}
     {%- for view in views if view not in ours -%}
         {%- do exceptions.raise_compiler_error(

@@ -15,13 +15,14 @@
 {# Settings of the login or of the database with which the same SQL means something else. #}
 {% macro refuse_settings() -%}
     {%- set needed = {
-        'standard_conforming_strings': 'on', 'default_transaction_isolation': 'read committed', 'client_encoding': 'UTF8',
+        'standard_conforming_strings': 'on', 'default_transaction_isolation': 'read committed',
+        'client_encoding': 'UTF8',
     } -%}
     {%- for given, wanted in needed.items() if execute -%}
         {%- if scalar("select current_setting('" ~ given ~ "')") != wanted -%}
             {{ exceptions.raise_compiler_error(
-                given ~ ' is not ' ~ wanted ~ ', so dbt would not do here what it is tested for. As superuser: alter database '
-                ~ target.database ~ ' reset ' ~ given ~ '; alter role ' ~ target.user ~ ' reset ' ~ given ~ '.'
+                given ~ ' is not ' ~ wanted ~ ', so dbt would not do here what it is tested for. As superuser:'
+                ~ ' alter database ' ~ target.database ~ ' reset ' ~ given ~ '; alter role ' ~ target.user ~ ' reset ' ~ given ~ '.'
             ) }}
         {%- endif -%}
     {%- endfor -%}

@@ -162,7 +162,7 @@ return strpos(text_in_form, value) > 0 and (
 );
 
 -- What might be an address in a text: four numbers between dots, and whatever lies between colons. (jit: compiling this
--- takes longer than running it a thousand times. standard_conforming_strings: PL/pgSQL reads a backslash as the session does.)
+-- takes longer than running it a thousand times. PL/pgSQL reads a backslash as the session does: the other.)
 create or replace function masking.has_address(lower_text text, canonical text) returns boolean
 language plpgsql immutable strict parallel safe set jit = off set standard_conforming_strings = on as $$
 begin
