@@ -244,7 +244,6 @@ def connect() -> tuple[Connection, int]:
     """A connection on which landing is known to be possible, and the newest number in the ledger."""
     connection = postgres.connect(
         "loader",
-        client_encoding="UTF8",
         keepalives_idle=30,  # a database that vanished without a word is noticed within a minute
         tcp_user_timeout=60_000,
     )

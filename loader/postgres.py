@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from typing import IO
 
 import psycopg2
+from psycopg2.extensions import ISOLATION_LEVEL_READ_COMMITTED
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 from loader import errors
 
 NULL = "\\N"  # in COPY's text format
+INTERVALS = "set local intervalstyle = postgres"  # which alone psycopg2 understands
 
 THIS_MACHINE = ("", "localhost", "127.0.0.1", "::1")
 
@@ -80,7 +82,9 @@ def connect(program: str, **options: object) -> Connection:
             os.environ["PGSSLMODE"] = "verify-full"
     if not os.environ.get("PGCONNECT_TIMEOUT"):
         options = {"connect_timeout": 10} | options
-    return psycopg2.connect("", fallback_application_name=program, **options)
+    connection = psycopg2.connect("", fallback_application_name=program, client_encoding="UTF8", **options)
+    connection.isolation_level = ISOLATION_LEVEL_READ_COMMITTED  # whatever the login or the database was given
+    return connection
 
 
 def is_local(variables: Mapping[str, str] = os.environ) -> bool:

@@ -135,6 +135,7 @@ def pipeline_health() -> dict:
 
 def health_of(cursor: RealDictCursor) -> dict:
     """The pipeline's row, and under `queues` each queue's, by name."""
+    cursor.execute(postgres.INTERVALS)
     cursor.execute(PIPELINE)
     seen = dict(cursor.fetchone())
     cursor.execute(QUEUES)

@@ -101,7 +101,6 @@ def main() -> None:
 
 def connect() -> Connection:
     connection = postgres.connect("migrations")
-    connection.set_session(isolation_level="READ COMMITTED")
     with connection.cursor() as cursor:
         cursor.execute(WRITTEN_ONE_WAY)  # what is recorded here is compared elsewhere
     connection.commit()

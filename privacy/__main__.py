@@ -220,11 +220,10 @@ def _transaction(role: str | None = None) -> Iterator[Cursor]:
     """One transaction, as migrator in this role or else as the privacy officer."""
     with (
         postgres.explained("Run it as migrator" if role else "Run it as privacy_officer_user"),
-        closing(postgres.connect("privacy", client_encoding="UTF8")) as connection,
+        closing(postgres.connect("privacy")) as connection,
         connection,
         connection.cursor() as cursor,
     ):
-        cursor.execute("set transaction isolation level read committed")
         if role:
             postgres.assume(cursor, role)
         yield cursor

@@ -175,7 +175,7 @@ def read() -> dict[str, Any]:
     with closing(postgres.connect("report")) as connection:
         connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
         with connection.cursor(cursor_factory=NamedTupleCursor) as cursor:
-            cursor.execute("set local intervalstyle = postgres")  # which alone psycopg2 understands
+            cursor.execute(postgres.INTERVALS)
 
             def rows(sql: str, **parameters: Any) -> list:
                 cursor.execute(sql, LIMITS | parameters)

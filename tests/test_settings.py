@@ -142,6 +142,16 @@ def test_the_report_is_written_whatever_it_is_given(database, tmp_path, setting)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("style", ["iso_8601", "sql_standard", "postgres_verbose"])
+def test_status_tells_times_however_intervals_are_written(database, style):
+    land(database, [login()])
+    dbt(database, "run")
+    give(database, f"intervalstyle = '{style}'")
+    command = [sys.executable, "-m", "loader", "status", "--json"]
+    done = subprocess.run(command, env=database.env("monitor_user"), capture_output=True, text=True)
+    assert json.loads(done.stdout)["pipeline"]["sent_to_landed"] > 86400
+
+
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 def test_a_person_is_erased_whatever_letters_the_login_is_given(database, encoding):
     land(database, [login("東京")])
