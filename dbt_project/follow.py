@@ -16,19 +16,18 @@ from dbt.cli.main import dbtRunner  # noqa: E402
 
 from loader import errors, postgres  # noqa: E402
 
-# What dbt has not taken, by the ledger, or has still to remove: a look that costs next to nothing.
-IS_BEHIND = """
+# Whether there is what dbt has not taken, by the ledger; and how many messages are erased, which dbt has to remove. A
+# look that costs next to nothing; the first one comes before there are tables.
+FIRST_LOOK = "select true, count(*) from privacy.erased_messages"
+LOOK = """
     select
         exists (
             select from raw.loads
             where
                 load_id > (select coalesce(max(load_id), 0) from staging.int_messages__masked)
                 and landed > (select count(*) from privacy.erased_messages as gone where gone.load_id = loads.load_id)
-        )
-        or exists (
-            select from staging.int_messages__masked
-            where message_id in (select message_id from privacy.erased_messages)
-        )
+        ),
+        (select count(*) from privacy.erased_messages)
 """
 
 
@@ -40,7 +39,7 @@ IS_BEHIND = """
 )
 @click.option("--target", help="Target of profiles.yml; without it, dbt's default.")
 def main(every: float, test_every: float, give_up_after: float, target: str | None) -> None:
-    """Run dbt whenever messages have landed, and its tests from time to time, until SIGTERM or Ctrl-C.
+    """Run dbt whenever messages have landed or were erased, and its tests from time to time, until SIGTERM or Ctrl-C.
 
     PG* name the database and the login, which is transformer's. A run that fails is tried again; dbt says on stdout why
     it failed. Ends with 1 when it has kept failing, and with the loader's exit statuses where there is no database.
@@ -50,12 +49,14 @@ def main(every: float, test_every: float, give_up_after: float, target: str | No
         signal.signal(number, lambda number, frame: stopping.set())
     dbt = Dbt(target)
     tested, failing_since = time.monotonic(), None
-    is_built = False
+    removed = None  # messages, by the last run that succeeded
     while not stopping.is_set():
         succeeded = True
         try:
-            if is_behind(is_built):
-                is_built = succeeded = dbt.invoke("run")
+            has_landed, erased = look(FIRST_LOOK if removed is None else LOOK)
+            if has_landed or erased != removed:
+                succeeded = dbt.invoke("run")
+                removed = erased if succeeded else None
             if time.monotonic() - tested > test_every:
                 succeeded, tested = dbt.invoke("test") and succeeded, time.monotonic()
         except errors.LoaderError as error:
@@ -68,16 +69,16 @@ def main(every: float, test_every: float, give_up_after: float, target: str | No
         stopping.wait(every if succeeded else max(every, 10))
 
 
-def is_behind(is_built: bool) -> bool:
-    """Whether there is something for dbt to do; at first, always. Raises one of errors.py."""
+def look(query: str) -> tuple[bool, int]:
+    """Whether something has landed that dbt has not taken, and how much is erased. Raises one of errors.py."""
     with (
         postgres.explained("Run it as transformer_user"),
         closing(postgres.connect("dbt follow")) as connection,
         connection,
         connection.cursor() as cursor,
     ):
-        cursor.execute(IS_BEHIND if is_built else "select true")
-        return cursor.fetchone()[0]
+        cursor.execute(query)
+        return cursor.fetchone()
 
 
 class Dbt:

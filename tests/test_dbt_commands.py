@@ -4,12 +4,12 @@ import contextlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from dbt_project.follow import IS_BEHIND
+from dbt_project.follow import LOOK
 from tests.conftest import ROOT
+from tests.loading import until
 from tests.officer import as_officer, as_transformer
 from tests.pipeline import DBT_PROJECT, dbt, land, query
 
@@ -21,6 +21,10 @@ def built(module_database):
     land(module_database, [LOGIN % (n, n, n % 3) for n in range(1, 7)])
     dbt(module_database, "run")
     return module_database
+
+
+def forget(database, person: str) -> None:
+    as_officer(database, "select * from privacy.forget_user(%s, 'ticket 77: account closed')", person)
 
 
 def published(database):
@@ -75,22 +79,15 @@ def test_a_run_that_failed_is_retried_from_where_it_failed(built, tmp_path):
     assert "int_messages__masked" not in {node.node.name for node in retried}
 
 
-@pytest.mark.parametrize("already_taken", [True, False], ids=["erased after dbt took it", "erased before"])
-def test_dbt_that_follows_removes_who_is_erased_and_then_rests(database, already_taken):
+def test_a_load_that_is_erased_whole_is_nothing_for_dbt_to_take(database):
+    dbt(database, "run")
     land(database, [LOGIN % (1, 1, 1)])
-    dbt(database, "run")
-    if not already_taken:
-        land(database, [LOGIN % (2, 2, 2)], prefix="next")
-    [(is_behind,)] = as_transformer(database, IS_BEHIND)
-    assert is_behind is not already_taken
-    person = "u1" if already_taken else "u2"
-    as_officer(database, "select * from privacy.forget_user(%s, 'ticket 77: account closed')", person)
-    assert as_transformer(database, IS_BEHIND) == [(already_taken,)]
-    dbt(database, "run")
-    assert as_transformer(database, IS_BEHIND) == [(False,)]
+    assert as_transformer(database, LOOK) == [(True, 0)]
+    forget(database, "u1")
+    assert as_transformer(database, LOOK) == [(False, 1)]
 
 
-def test_dbt_that_follows_publishes_what_lands_and_ends_when_told(database):
+def test_dbt_that_follows_publishes_what_lands_removes_who_is_erased_and_ends_when_told(database):
     dbt(database, "run")
     program = [sys.executable, DBT_PROJECT / "follow.py", "--every", "0.2", "--target", "test"]
     follower = subprocess.Popen(
@@ -98,11 +95,9 @@ def test_dbt_that_follows_publishes_what_lands_and_ends_when_told(database):
     )
     try:
         land(database, [LOGIN % (1, 1, 1)])
-        deadline = time.monotonic() + 120
-        while query(database, "select count(*) from analytics.user_logins") != [(1,)]:
-            assert follower.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        until(lambda: published(database)[0] == [(1,)] or follower.poll() is not None, seconds=120)
+        forget(database, "u1")
+        until(lambda: published(database)[0] == [(0,)] or follower.poll() is not None, seconds=120)
         follower.send_signal(signal.SIGTERM)
         said, _ = follower.communicate(timeout=60)
     finally:
