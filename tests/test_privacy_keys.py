@@ -81,7 +81,7 @@ def superuser(database, statement: str) -> None:
 
 
 def test_tokens_are_carried_over_when_raw_is_gone_and_stay_joinable(database):
-    assert privacy(database, "rotate-key", "--import", typed=FIRST).stdout == "Key 1 is imported.\n"
+    assert rotate(database, ("add", "deploy"), typed=FIRST) == "Key 1 is imported.\n"
     land(database, [login(n) for n in range(12)], prefix="before")
     dbt(database, "run")
     superuser(database, "delete from raw.sqs_messages")
@@ -106,6 +106,8 @@ def test_tokens_are_carried_over_when_raw_is_gone_and_stay_joinable(database):
 
 def test_no_statistic_holds_a_token_of_the_old_key(database):
     """Analysts can read the statistics of what they can read, and a stolen key reverts what is there."""
+    if nodes(database.stack)[1:]:
+        pytest.skip("on Citus, the coordinator has no statistics of values, and analysts log in to no other node")
     land(database, [login(n // 3) for n in range(12)])
     dbt(database, "run")
     superuser(database, "analyze staging.int_messages__masked, analytics.user_logins")
