@@ -961,6 +961,13 @@ def start(run: Run) -> None:
     run.round_began = time.monotonic()
 
 
+# Who waits for what, where something does not end.
+SESSIONS = """
+    select pid, usename, state, wait_event_type, wait_event, now() - xact_start, pg_blocking_pids(pid), left(query, 60)
+    from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
+"""
+
+
 def settle(run: Run) -> None:
     """All faults end. Loaders have to do what is left, and all else has to end; and then every invariant holds."""
     run.heal()
@@ -976,6 +983,8 @@ def settle(run: Run) -> None:
     began = time.monotonic()
     if not run.wait(lambda: not any(run.waiting()[:2]), SETTLES_WITHIN):
         run.found([f"settles: after two minutes, {run.waiting()[:2]} on the queue"])
+        run.write({"sessions": [" ".join(map(str, session)) for session in run.query(SESSIONS)]})
+        run.write({"loaders": [job.output.read_text(errors="replace")[-1000:] for job in run.alive("loader")]})
     bring_back(run)
     for job in run.alive("loader"):
         run.tell_to_end(job)
