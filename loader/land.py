@@ -21,9 +21,12 @@ from loader.sqs import Message
 
 # All of it ends with the transaction: behind PgBouncer, the next one may run in another session. A deleted message has
 # to be on disk; where the server is set to promise more than that, it stays so. Text columns, so that no line of COPY
-# can be bad: PostgreSQL would write a bad line into its log.
+# can be bad: PostgreSQL would write a bad line into its log. Between two statements there are milliseconds; a loader
+# whose machine is gone would keep others waiting that were delivered the same messages, for hours by TCP's defaults.
 PREPARE = """
     select set_config('synchronous_commit', 'on', true) where current_setting('synchronous_commit') = 'off';
+    select set_config('idle_in_transaction_session_timeout', '60s', true)
+    where current_setting('idle_in_transaction_session_timeout') = '0';
     create temporary table incoming (
         message_id text, body text, sent_at text, receive_count text,
         message_group_id text, sequence_number text, attributes text

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 import psycopg2
 import pytest
 
+from loader.land import PREPARE
 from tests.conftest import administration, run_migrations
 from tests.officer import as_officer, as_superuser, as_transformer, privacy
 from tests.pipeline import LAND, SENT_AT, dbt, land
@@ -169,3 +170,13 @@ def test_what_is_on_record_is_on_disk_when_it_is_committed(database, call):
         cursor.execute(f"select * from privacy.{call}", [REASON])
         cursor.execute("select current_setting('synchronous_commit')")
         assert cursor.fetchall() == [("on",)]
+
+
+@pytest.mark.parametrize(("given", "used"), [("0", "1min"), ("5s", "5s")])
+def test_a_loader_that_is_gone_in_a_transaction_keeps_nobody_waiting(database, given, used):
+    """Its machine, say: PostgreSQL would hear of that by TCP, after two hours."""
+    give(database, f"idle_in_transaction_session_timeout = '{given}'")
+    with contextlib.closing(database.connect("loader_user")) as connection, connection.cursor() as cursor:
+        cursor.execute(PREPARE)
+        cursor.execute("show idle_in_transaction_session_timeout")
+        assert cursor.fetchall() == [(used,)]
