@@ -3,7 +3,6 @@
 import io
 import itertools
 import math
-import random
 import threading
 import time
 import uuid
@@ -17,7 +16,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from loader import errors, postgres
 from loader.postgres import NULL, copy_text
-from loader.sqs import Message
+from loader.sqs import Message, backoff
 
 # All of it ends with the transaction: behind PgBouncer, the next one may run in another session. A deleted message has
 # to be on disk; where the server is set to promise more than that, it stays so. Text columns, so that no line of COPY
@@ -200,8 +199,7 @@ class Database:
         if seconds >= self.give_up_after:
             raise errors.GaveUp(seconds=seconds, reason=away) from None
         self.say("the database is away, will try again", reason=str(away), attempt=attempt + 1)
-        pause = random.uniform(0, min(10, 0.2 * 2 ** min(attempt, 9)))
-        self.stopping.wait(min(pause, self.give_up_after - seconds))
+        self.stopping.wait(min(backoff(attempt, longest=10), self.give_up_after - seconds))
 
     @contextmanager
     def transaction(self) -> Iterator:

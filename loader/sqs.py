@@ -284,9 +284,14 @@ class Queue:
 
     def pause(self, attempt: int) -> None:
         """A pause that grows and that no two loaders make alike; short once the loader stops."""
-        seconds = random.uniform(0, min(20, 0.2 * 2 ** min(attempt, 9)))
+        seconds = backoff(attempt, longest=20)
         if self.stopping.wait(seconds):
             time.sleep(min(seconds, 0.2))
+
+
+def backoff(attempt: int, longest: float) -> float:
+    """Seconds to wait: more each time, and never as long as another loader does."""
+    return random.uniform(0, min(longest, 0.2 * 2 ** min(attempt, 9)))  # 2**1024 is no float
 
 
 def tens(things: list) -> Iterator[list]:

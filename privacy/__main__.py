@@ -51,9 +51,8 @@ def rotate_key(imported: bool) -> None:
     they are the next.
     """
     with _transaction("masker") as cursor:
-        cursor.execute("select masking.kinds()")
-        kinds = [kind for (kind,) in cursor.fetchall()]
-    new_keys = _read_keys(sys.stdin, kinds) if imported else None
+        declared = _kinds(cursor)
+    new_keys = _read_keys(sys.stdin, declared) if imported else None
     with _transaction("masker") as cursor:
         if _scalar(cursor, "select masking.is_rotation_open()"):
             if imported:
@@ -62,8 +61,8 @@ def rotate_key(imported: bool) -> None:
             return
         cursor.execute("lock table masking.keys in share row exclusive mode")
         version = _scalar(cursor, "select masking.key_version()") + 1
-        cursor.execute("select masking.kinds()")
-        if kinds != (kinds := [kind for (kind,) in cursor.fetchall()]) and imported:
+        kinds = _kinds(cursor)
+        if imported and kinds != declared:
             raise click.ClickException(f"The kinds have changed meanwhile. Give the keys of {', '.join(kinds)}.")
         if new_keys is None:
             cursor.execute(
@@ -232,6 +231,11 @@ def _transaction(role: str | None = None) -> Iterator[Cursor]:
 def _scalar(cursor: Cursor, query: str, *parameters: object) -> object:
     cursor.execute(query, parameters)
     return cursor.fetchone()[0]
+
+
+def _kinds(cursor: Cursor) -> list[str]:
+    cursor.execute("select masking.kinds()")
+    return [kind for (kind,) in cursor.fetchall()]
 
 
 def _whole_token(token: str, reason: str) -> str:

@@ -14,6 +14,7 @@ from tests.pipeline import query
 as_superuser = partial(query, login="postgres")
 as_officer = partial(query, login="privacy_officer_user")
 as_transformer = partial(query, login="transformer_user")
+REASON = "ticket 77: account closed"
 
 # Stands in for `gpg --quiet --decrypt` where there is no GnuPG: the same format, read by other people's code.
 GPG = """#!{python}
@@ -53,6 +54,10 @@ def privacy(database, *arguments: str, login: str = "migrator", path: str = "", 
     command = [sys.executable, "-m", "privacy", *arguments]
     env["PATH"] = path + env["PATH"]
     return subprocess.run(command, env=env, input=typed, capture_output=True, text=True)
+
+
+def forget(database, user_id: str = "gone", reason: str = REASON) -> subprocess.CompletedProcess[str]:
+    return privacy(database, "forget", "--user-id", user_id, "--reason", reason, login="privacy_officer_user")
 
 
 def audit(database) -> list[str]:

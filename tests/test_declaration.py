@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.officer import Officer, audit, privacy
+from tests.officer import Officer, audit, forget, privacy
 from tests.pipeline import DBT_PROJECT, dbt, land, query
 
 MART = "models/analytics/user_logins.sql"
@@ -117,9 +117,7 @@ def test_a_masked_field_of_a_new_kind_has_a_key_and_is_recovered_rotated_and_era
     assert officer.reveal(database, rotated) == "email ann@example.org"
 
     for person in ("u1", "u2"):
-        done = privacy(
-            database, "forget", "--user-id", person, "--reason", "ticket 77: closed", login="privacy_officer_user"
-        )
+        done = forget(database, person)
         assert done.returncode == 0, done.stderr
     project.dbt(database, "build")
     assert logins(database, "user_id") == {}
@@ -230,7 +228,7 @@ def test_a_second_event_type_has_tokens_that_join(database, project):
         ("logout-queue", "logouts", 2, 1, 1, 0),
     ]
 
-    done = privacy(database, "forget", "--user-id", "u1", "--reason", "ticket 77: closed", login="privacy_officer_user")
+    done = forget(database, "u1")
     assert done.stdout.startswith("raw.sqs_messages: 3 removed")  # the rejected logout names the person too
     project.dbt(database, "build")
     assert query(database, "select count(*) from analytics.user_logouts") == [(0,)]

@@ -12,7 +12,7 @@ import psycopg2.errors
 import pytest
 
 from tests.conftest import on_citus_too
-from tests.officer import Officer, as_superuser, privacy
+from tests.officer import Officer, as_superuser, forget, privacy
 from tests.pipeline import dbt, land, query
 
 pytestmark = on_citus_too
@@ -36,7 +36,7 @@ def built(module_database, tmp_path_factory):
     assert privacy(module_database, "seal-with", str(officer.public_key)).returncode == 0
     land(module_database, BODIES)
     dbt(module_database, "run")
-    done = privacy(module_database, "forget", "--user-id", "u199", "--reason", REASON, login="privacy_officer_user")
+    done = forget(module_database, "u199", REASON)
     assert done.returncode == 0, done.stderr
     land(module_database, BODIES[:100], prefix="again")  # for a look at what may be the person's
     return module_database

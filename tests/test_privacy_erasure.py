@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg2.errors
@@ -10,12 +9,10 @@ import pytest
 
 from tests.conftest import on_citus_too
 from tests.loading import until
-from tests.officer import Officer, as_officer, as_superuser, as_transformer, privacy
+from tests.officer import REASON, Officer, as_officer, as_superuser, as_transformer, forget, privacy
 from tests.pipeline import LAND, SENT_AT, dbt, land, query
 
 pytestmark = on_citus_too
-
-REASON = "ticket 77: account closed"
 
 
 def login(user_id: object = "gone", ip: str = "203.0.113.1", device_id: str = "own-1", **more) -> str:
@@ -37,10 +34,6 @@ OTHERS = {
     "name-in-name": login("gone-2", ip="203.0.113.7", device_id="theirs"),
     "not-json": "gone",
 }
-
-
-def forget(database, user_id: str = "gone", reason: str = REASON) -> subprocess.CompletedProcess:
-    return privacy(database, "forget", "--user-id", user_id, "--reason", reason, login="privacy_officer_user")
 
 
 def is_distributed(database) -> bool:

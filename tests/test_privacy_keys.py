@@ -15,7 +15,7 @@ import pytest
 from privacy.__main__ import rotate_key
 from tests.conftest import nodes, on_citus_too, run_migrations
 from tests.instructions import checkout, follow
-from tests.officer import Officer, as_superuser, as_transformer, privacy
+from tests.officer import Officer, as_superuser, as_transformer, forget, privacy
 from tests.pipeline import dbt, land, query
 
 pytestmark = on_citus_too
@@ -162,21 +162,20 @@ def test_an_erasure_during_a_rotation_leaves_no_original(database, tmp_path):
         "insert into privacy.erased_messages (message_id, load_id, erasure) "
         "select message_id, load_id, 1 from staging.int_messages__masked where message_id = 'restored0'",
     )
-    person = ("--user-id", "u0", "--reason", "ticket 77: account closed")
-    forget = partial(privacy, database, "forget", *person, login="privacy_officer_user")
+    erase = partial(forget, database, "u0")
     erase_again = partial(privacy, database, "erase-again")
     originals = "select count(*) from privacy.originals"
 
     for step in ("add", "deploy"):
         rotate(database, (step,))
-        for erase in (forget, erase_again):
-            refused = erase()
+        for either in (erase, erase_again):
+            refused = either()
             assert (refused.returncode, refused.stdout) == (16, "")
             assert "finish it with `make rotate-key`" in refused.stderr
     assert as_superuser(database, originals) == [(5,)]
 
     rotate(database)
-    assert forget().returncode == 0
+    assert erase().returncode == 0
     assert as_superuser(database, originals) == [(2,)]
     assert erase_again().returncode == 0
     assert as_superuser(database, originals) == [(0,)]
@@ -209,8 +208,7 @@ def test_what_was_sealed_is_erased_when_the_message_is_rejected_since(database, 
     dbt(database, "run")
     superuser(database, "update raw.sqs_messages set body = replace(body, '1.2.3', 'x') where message_id = 'm0'")
     dbt(database, "run", "--full-refresh")
-    person = ("--user-id", "u0", "--reason", "ticket 77: account closed")
-    assert privacy(database, "forget", *person, login="privacy_officer_user").returncode == 0
+    assert forget(database, "u0").returncode == 0
     assert as_superuser(database, "select count(*) from privacy.originals") == [(2,)]
 
 

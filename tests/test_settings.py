@@ -11,10 +11,9 @@ import pytest
 
 from loader.land import PREPARE
 from tests.conftest import administration, run_migrations
-from tests.officer import as_officer, as_superuser, as_transformer, privacy
+from tests.officer import REASON, as_officer, as_superuser, as_transformer, forget, privacy
 from tests.pipeline import LAND, SENT_AT, dbt, land
 
-REASON = "ticket 77: account closed"
 FORGET = "select * from privacy.forget_user(%s, %s)"
 SEARCH_PATH = "search_path = raw, masking, privacy, staging, analytics, migrations, public"
 
@@ -27,10 +26,6 @@ def login(user_id: str = "gone", **more: object) -> str:
 def give(database, setting: str) -> None:
     with administration(database.stack) as cursor:
         cursor.execute(f"alter database {database.name} set {setting}")
-
-
-def forget(database, user_id: str = "gone"):
-    return privacy(database, "forget", "--user-id", user_id, "--reason", REASON, login="privacy_officer_user")
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])

@@ -18,8 +18,10 @@
         'standard_conforming_strings': 'on', 'default_transaction_isolation': 'read committed',
         'client_encoding': 'UTF8',
     } -%}
-    {%- for given, wanted in needed.items() if execute -%}
-        {%- if scalar("select current_setting('" ~ given ~ "')") != wanted -%}
+    {%- set held = "select name, setting from pg_settings where name in (" ~ quoted_list(needed) ~ ")" -%}
+    {%- for given, value in (run_query(held).rows if execute else []) -%}
+        {%- set wanted = needed[given] -%}
+        {%- if value != wanted -%}
             {{ exceptions.raise_compiler_error(
                 given ~ ' is not ' ~ wanted ~ ', so dbt would not do here what it is tested for. As superuser:'
                 ~ ' alter database ' ~ target.database ~ ' reset ' ~ given ~ '; alter role ' ~ target.user ~ ' reset ' ~ given ~ '.'
