@@ -248,16 +248,19 @@ def connect() -> tuple[Connection, int]:
         keepalives_idle=30,  # a database that vanished without a word is noticed within a minute
         tcp_user_timeout=60_000,
     )
-    with connection.cursor() as cursor:
-        cursor.execute(PREPARE)
-        cursor.execute("explain " + LAND, {"queue": ""})  # fails where a table or a grant is missing
-        cursor.execute("explain " + RECORD, {"queue": "", "received": 0, "landed": 0})
-        cursor.execute(LEDGER)
-        newest, sequence = cursor.fetchone()
-    connection.commit()
-    if sequence < newest:
-        connection.close()
-        raise errors.SequenceBehind(sequence=sequence, ledger=newest)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(PREPARE)
+            cursor.execute("explain " + LAND, {"queue": ""})  # fails where a table or a grant is missing
+            cursor.execute("explain " + RECORD, {"queue": "", "received": 0, "landed": 0})
+            cursor.execute(LEDGER)
+            newest, sequence = cursor.fetchone()
+        connection.commit()
+        if sequence < newest:
+            raise errors.SequenceBehind(sequence=sequence, ledger=newest)
+    except BaseException:
+        connection.close()  # at once: the error may keep it, and those of an outage use up what the login may have
+        raise
     return connection, newest
 
 

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import gzip
 import json
+import os
 import random
 import string
 import subprocess
@@ -14,18 +15,21 @@ import uuid
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from loader import errors
 from loader.aws import connect, region_of
 from loader.errors import LoaderError
+from loader.land import Database
 from loader.sqs import Message, milliseconds
 from tests import faults
 from tests.conftest import administration
 from tests.faults import always, on
 from tests.loading import Loading, a_loading, end, until
 from tests.pgbouncer import PGBOUNCER, pgbouncer
+from tests.pipeline import query
 
 loading = pytest.fixture(a_loading)
 both_clients = pytest.mark.parametrize("client", ["lean", "boto3"])
@@ -862,6 +866,21 @@ def test_a_locked_table_is_waited_for_and_no_message_refused(loading: Loading):
 
     loading.assert_landed_once(ids)
     assert run.report.counts["refused"] == 0
+
+
+def test_a_connection_on_which_landing_is_not_possible_is_closed(loading: Loading):
+    """Or those of an outage would use up what the login may have, and it would last for ever."""
+    with administration(loading.database.stack) as cursor:
+        cursor.execute(f"alter role loader_user in database {loading.database.name} set lock_timeout = '10ms'")
+    kept = []
+    with contextlib.closing(loading.database.connect("postgres")) as other, other.cursor() as cursor:
+        cursor.execute("lock table raw.sqs_messages")
+        for _ in range(3):
+            with mock.patch.dict(os.environ, loading.env), pytest.raises(errors.TimedOut) as caught:
+                Database().open()
+            kept.append(caught.value)
+        sessions = "select count(*) from pg_stat_activity where (usename, datname) = ('loader_user', %s)"
+        until(lambda: query(loading.database, sessions, loading.database.name, login="postgres") == [(0,)], seconds=5)
 
 
 @pytest.mark.parametrize(
