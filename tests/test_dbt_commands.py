@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from dbt_project.follow import LOOK
+from local.stack import SUPERUSER
 from tests.conftest import ROOT
 from tests.loading import until
 from tests.officer import as_officer, as_transformer
@@ -111,3 +112,13 @@ def test_a_follower_without_a_database_says_so_and_ends(database):
     done = subprocess.run(program, cwd=ROOT, env=settings, capture_output=True, text=True)
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1].startswith("No database: ")
+
+
+def test_a_follower_says_why_dbt_fails_and_gives_up(database):
+    dbt(database, "run")
+    query(database, "drop view masking.stg_sqs__messages cascade; select true", login=SUPERUSER)
+    program = [sys.executable, DBT_PROJECT / "follow.py", "--give-up-after", "0", "--target", "test"]
+    done = subprocess.run(program, cwd=ROOT, env=database.env("transformer_user"), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "make migrate" in done.stdout
+    assert done.stderr.splitlines()[-1] == "Error: dbt has failed for 0 s; what it said is above."
