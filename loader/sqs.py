@@ -247,11 +247,15 @@ class Queue:
                 why = "as it does while another one for the same dead-letter queue is running"
                 raise errors.CannotRedrive(reason=f"SQS refuses the task, {fault.code}, {why}") from None
             raise fault.error from None
+        began = time.monotonic()
         while True:
-            for task in (self.once("ListMessageMoveTasks", SourceArn=source, MaxResults=1)["Results"] or ())[:1]:
+            tasks = self.once("ListMessageMoveTasks", SourceArn=source, MaxResults=1)["Results"] or ()
+            for task in tasks[:1]:
                 yield task
                 if task["Status"] not in ("RUNNING", "CANCELLING"):
                     return
+            if not tasks and time.monotonic() - began > self.give_up_after:
+                raise errors.NoSqs(operation="ListMessageMoveTasks", reason="it lists no task, and has taken one")
             time.sleep(1)
 
     def patiently(self, operation: str, **parameters) -> dict:

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from loader.doctor import retention
+from loader.errors import NoSqs
 from loader.report import Look, Report, progress_line
 from tests import faults
 from tests.loading import Loading, a_loading, create_queue, end, until
@@ -336,6 +337,20 @@ def test_what_becomes_of_a_redrive_is_told_whatever_sqs_leaves_out(loading: Load
 
     assert (status, out.startswith("moved 0 of 0 messages")) == (expected, expected == 0)
     assert err.startswith(sentence)
+
+
+def test_redrive_does_not_wait_for_ever_for_a_task_that_sqs_never_lists(loading: Loading):
+    with_dead_letters(loading, 5)
+
+    def task(call: faults.Call) -> None:
+        if call.operation in ("StartMessageMoveTask", "ListMessageMoveTasks"):
+            return call.answer(200, b'{"TaskHandle": "x", "Results": []}')
+        return faults.none(call)
+
+    with loading.faulty_sqs(task):
+        queue = loading.ready(give_up_after=0.5).queue
+        with pytest.raises(NoSqs, match="it lists no task, and has taken one"):
+            list(queue.redrive())
 
 
 def test_redrive_moves_by_a_task_of_sqs(loading: Loading):
