@@ -124,6 +124,7 @@ class Batch:
     since: float = 0  # when the first was asked for
     kept: float = 0  # when all were last kept
     durable: bool = False  # landed, and being deleted
+    unkept: bool = False  # as was said; once, because the heartbeat tries again every moment
     lock: threading.Lock = field(default_factory=threading.Lock)  # so that what was handed back is not kept again
 
     def add(self, messages: list[Message], asked: float) -> None:
@@ -240,8 +241,11 @@ class Run:
                 lost = self.queue.keep(held, seconds) if seconds > 0 else len(held)
                 batch.kept = now if lost < len(held) else float("inf")  # nothing more can be done for these
             except LoaderError as error:
-                self.report.say("could not keep messages, will try again", messages=len(held), reason=str(error))
+                if not batch.unkept:
+                    self.report.say("could not keep messages, will try again", messages=len(held), reason=str(error))
+                batch.unkept = True
             else:
+                batch.unkept = False
                 if lost and not batch.durable:  # else they may well be deleted already, which is as good
                     self.report.say("visibility timeout expired: they are redelivered and deduplicated", messages=lost)
 
