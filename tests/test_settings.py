@@ -12,7 +12,7 @@ import pytest
 from loader.land import PREPARE
 from tests.conftest import administration, run_migrations
 from tests.officer import REASON, as_officer, as_superuser, as_transformer, forget, privacy
-from tests.pipeline import LAND, SENT_AT, dbt, land
+from tests.pipeline import LAND, SENT_AT, dbt, land, query
 
 FORGET = "select * from privacy.forget_user(%s, %s)"
 SEARCH_PATH = "search_path = raw, masking, privacy, staging, analytics, migrations, public"
@@ -58,15 +58,35 @@ def test_dbt_says_with_which_setting_it_does_not_work(database, setting, value):
         dbt(database, "run")
 
 
+def clocks_change(ago: timedelta) -> str:
+    """A time zone whose clocks went an hour forward then."""
+    then = datetime.now(timezone.utc) - ago
+    day = then.timetuple().tm_yday
+    return f"timezone = 'AAA0BBB,J{min(day, 365)}/{then.hour},J{(day + 99) % 365 + 1}'"
+
+
 def test_a_day_has_24_hours_wherever_clocks_change(database):
     """28 days are what SQS can keep a message; with summer time in between, the calendar has an hour less."""
     land(database, [login()])
     dbt(database, "run")
     as_superuser(database, "update raw.loads set loaded_at = now() - interval '671.5 hours' returning 1")
-    day = (datetime.now(timezone.utc) - timedelta(days=10)).timetuple().tm_yday
-    give(database, f"timezone = 'AAA0BBB,J{min(day, 365)},J{(day + 99) % 365 + 1}'")
+    give(database, clocks_change(timedelta(days=10)))
     assert privacy(database, "purge", "--keep-days", "28", login="privacy_officer_user").returncode == 0
     assert as_superuser(database, "select count(*) from raw.sqs_messages") == [(1,)]
+
+
+def test_windows_are_of_hours_wherever_clocks_change(database):
+    now = datetime.now(timezone.utc)
+    times = [now - timedelta(hours=24 * days - 0.5) for days in (1, 7, 30)]
+    land(database, [login(f"u{n}") for n in range(3)], times=times)
+    land(database, [login("now")], prefix="now", times=[now])
+    dbt(database, "run")
+    as_superuser(database, "update raw.loads set loaded_at = now() - interval '191.5 hours' where load_id = 1 returning 1")
+    give(database, clocks_change(timedelta(hours=5)))
+    windows = "select users_last_day, users_last_week, users_last_30_days from analytics"
+    for mart in ("shared_devices", "shared_ips"):
+        assert query(database, f"{windows}.{mart}") == [(2, 3, 4)]
+    assert query(database, "select landed, landed_week_before from analytics.queue_health") == [(1, 3)]
 
 
 @pytest.mark.parametrize("how", ["command", "sql"])

@@ -81,9 +81,9 @@ counted as (
         count(*) as logins,
         min(create_date) as first_seen_on,
         max(create_date) as last_seen_on,
-        {{ users_in('1 day') }} as users_last_day,
-        {{ users_in('7 days') }} as users_last_week,
-        {{ users_in('30 days') }} as users_last_30_days
+        {{ users_in(days=1) }} as users_last_day,
+        {{ users_in(days=7) }} as users_last_week,
+        {{ users_in(days=30) }} as users_last_30_days
     from logins
     where
         {{ field }}_is_placeholder is not true
@@ -112,8 +112,12 @@ select * from counted
 {%- endmacro %}
 
 
-{% macro users_in(interval) -%}
-    count(distinct user_id) filter (where logged_in_at > now() - interval '{{ interval }}')
+{# Days of 24 hours: PostgreSQL's follow the clocks of the session's time zone. The window begins with the minute, hour or
+   day in which it would begin, where logged_in_at tells no more. #}
+{% macro users_in(days) -%}
+    count(distinct user_id) filter (
+        where logged_in_at >= {{ logged_in_at('logins', of="now() - interval '" ~ 24 * days ~ " hours'") }}
+    )
 {%- endmacro %}
 
 

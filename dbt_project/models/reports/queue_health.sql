@@ -37,7 +37,7 @@ first_load_of_week as (
 
     select load_id as first_load_id
     from ledger
-    where loaded_at > now() - interval '8 days'
+    where loaded_at > now() - interval '192 hours'
     order by loaded_at
     limit 1
 
