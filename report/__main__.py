@@ -6,9 +6,12 @@ The pages are made from `analytics` alone, have no script, load nothing, and sho
 import base64
 import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from unicodedata import east_asian_width
 
 import click
 import jinja2
@@ -40,7 +43,7 @@ def main(output: Path) -> None:
 
 def write(folder: Path, pages: dict[str, str]) -> None:
     """Writes the pages, and removes those of earlier reports: what they are about may have been erased."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # a new one: who may read analytics, chooses who else may
     for kind in ("cluster", "device", "address"):
         for page in folder.glob(f"{kind}-{'[0-9a-f]' * 16}.html"):
             page.unlink()
@@ -58,6 +61,8 @@ def pages(subjects: list[Subject], **found: Any) -> Iterator[tuple[str, str]]:
     environment.globals |= {
         "style": Markup(style),
         "style_hash": base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        "hours": range(24),
+        "time_format": "%Y-%m-%d" if found["totals"].are_days else "%Y-%m-%d %H:%M",
         "size": {"width": charts.WIDTH, "height": charts.HEIGHT, "bottom": charts.BOTTOM},
     }
     yield OVERVIEW, environment.get_template("overview.html").render(subjects=subjects, **overview(**found))
@@ -68,23 +73,25 @@ def pages(subjects: list[Subject], **found: Any) -> Iterator[tuple[str, str]]:
         yield each.page, template.render(subject=each, links=links, queries=queries(each), **details(each, found))
 
 
-def overview(totals: Any, charts_of: dict[str, list], hours: list, **parts: Any) -> dict[str, Any]:
-    days = charts.days_until(totals.last_day, totals.first_day, LIMITS["days"]) if totals.logins else []
+def overview(totals: Any, period: Any, charts_of: dict[str, list], hours: list, **parts: Any) -> dict[str, Any]:
+    days = charts.days_until(period.last_day, period.first_day, LIMITS["days"]) if period.last_day else []
     series = {title: charts.by_kind(rows, days) for title, rows in charts_of.items()}
     drawn = {title: charts.bars(days, kinds) for title, kinds in series.items()} if days else {}
-    return parts | {"totals": totals, "days": days, "series": series, "drawn": drawn, "hours": charts.week(hours)}
+    week = {} if totals.are_days else charts.by_weekday(hours)
+    return parts | {"totals": totals, "days": days, "series": series, "drawn": drawn, "week": week}
 
 
 def details(subject: Subject, found: dict[str, Any]) -> dict[str, Any]:
-    parts, totals = subject.parts, found["totals"]
+    parts = subject.parts
     first = min(user.first_seen_at.date() for user in parts["users"])
     numbers = {row.hour: row.number for row in parts["hours"]}
+    hours = {"logins": [numbers.get(hour, 0) for hour in range(24)]}
     return {
         "users": parts["users"],
         "tokens": parts["tokens"],
         "graph": charts.graph(parts),
-        "timeline": charts.timeline(parts, charts.days_until(totals.last_day, first, LIMITS["days"])),
-        "hours": charts.bars(range(24), {"logins": [numbers.get(hour, 0) for hour in range(24)]}),
+        "timeline": charts.timeline(parts, charts.days_until(found["period"].last_day, first, LIMITS["days"])),
+        "by_hour": None if found["totals"].are_days else {"series": hours, "drawn": charts.bars(range(24), hours)},
     }
 
 
@@ -118,8 +125,10 @@ def literal(text: str) -> str:
     return "E'" + "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in escaped) + "'"
 
 
-def short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+def short(text: str, columns: int) -> str:
+    """What has room in so many columns of a drawing, of which a wide letter takes two."""
+    ends = list(accumulate(2 if east_asian_width(each) in "FW" else 1 for each in text))
+    return text if not ends or ends[-1] <= columns else text[: bisect_right(ends, columns - 1)] + "…"
 
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ def days_until(last: date, first: date, most: int) -> list[date]:
 
 
 def by_kind(rows: list, days: list[date]) -> dict[str, list[int]]:
-    """The number of each day, by kind; a kind that is null is all the others."""
+    """The number of each day, by kind; a kind that is null is all the others, and one that is called so is of them."""
     kinds: dict[str, dict[date, int]] = {}
     for row in rows:
-        kinds.setdefault(row.kind or "all others", {})[row.create_date] = row.number
+        numbers = kinds.setdefault("all others" if row.kind is None else row.kind, {})
+        numbers[row.create_date] = numbers.get(row.create_date, 0) + row.number
     return {kind: [numbers.get(day, 0) for day in days] for kind, numbers in kinds.items()}
 
 
@@ -134,9 +135,8 @@ def timeline(parts: dict[str, list], days: list[date], most: int = 20) -> dict[s
     }
 
 
-def week(rows: list) -> dict[tuple[int, int], dict[str, Any]]:
-    """Logins by weekday (1 is Monday) and hour, each with its share of the most; nothing when there are none."""
+def by_weekday(rows: list) -> dict[str, list[int]]:
+    """The number of each hour, by weekday; nothing when there are none."""
     numbers = {(row.weekday, row.hour): row.number for row in rows}
-    most = max(numbers.values(), default=0)
-    each_hour = [(weekday, hour) for weekday in range(1, 8) for hour in range(24)] if most else []
-    return {at: {"number": numbers.get(at, 0), "share": numbers.get(at, 0) / most} for at in each_hour}
+    days = enumerate(("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"), 1) if numbers else ()
+    return {name: [numbers.get((weekday, hour), 0) for hour in range(24)] for weekday, name in days}

@@ -1,6 +1,5 @@
 """Everything that the report shows, read from the schema analytics as of one moment."""
 
-import re
 from collections import defaultdict
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -21,10 +20,20 @@ LIMITS = {
 TOTALS = """
     select
         count(*) as logins, count(distinct user_id) as users,
+        bool_and(logged_in_at = date_trunc('day', logged_in_at, 'utc')) as are_days,
         count(distinct masked_device_id) filter (where device_id_is_placeholder is not true) as devices,
         count(distinct masked_ip) filter (where ip_is_placeholder is not true) as addresses,
         min(create_date) as first_day, max(create_date) as last_day, array_agg(distinct mask_key_version) as keys
     from analytics.user_logins
+"""
+# Also days on which everything was rejected.
+PERIOD = """
+    select min(day) as first_day, max(day) as last_day
+    from (
+        select create_date from analytics.user_logins
+        union all
+        select (sent_at at time zone 'utc')::date from analytics.rejected_messages
+    ) as days (day)
 """
 HEALTH = "select * from analytics.pipeline_health"
 LOGINS = """
@@ -165,8 +174,8 @@ class Subject:
 
     @property
     def page(self) -> str:
-        """Its file. An id is an app's text, which may be no name for a file."""
-        name = self.key if re.fullmatch("[0-9a-f]{64}", self.key) else sha256(self.key.encode()).hexdigest()
+        """Its file. An id is an app's text, which may be no name for a file, or begin as another does."""
+        name = sha256(self.key.encode()).hexdigest() if self.kind == "cluster" else self.key
         return f"{self.kind}-{name[:16]}.html"
 
 
@@ -175,17 +184,19 @@ def read() -> dict[str, Any]:
     with closing(postgres.connect("report")) as connection:
         connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
         with connection.cursor(cursor_factory=NamedTupleCursor) as cursor:
-            cursor.execute(postgres.INTERVALS)
+            cursor.execute(f"{postgres.INTERVALS}; set local timezone = 'UTC'")
 
             def rows(sql: str, **parameters: Any) -> list:
                 cursor.execute(sql, LIMITS | parameters)
                 return cursor.fetchall()
 
             [totals] = rows(TOTALS)
+            [period] = rows(PERIOD)
             [health] = rows(HEALTH)
-            days = {"last_day": totals.last_day or health.measured_at.date()}
+            days = {"last_day": period.last_day or health.measured_at.date()}
             return {
                 "totals": totals,
+                "period": period,
                 "health": health,
                 "charts_of": {
                     "Logins per day": rows(LOGINS, **days),

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 from tests.officer import Officer, audit, forget, privacy
 from tests.pipeline import DBT_PROJECT, dbt, land, query
+from tests.test_report import make_report
 
 MART = "models/analytics/user_logins.sql"
 COLUMNS = "models/analytics/_analytics__models.yml"
@@ -333,6 +335,23 @@ def test_a_wrong_declaration_is_refused_in_a_sentence(module_database, name):
     with pytest.raises(AssertionError, match=r"dbt_project\.yml, ") as stopped:
         dbt(module_database, "run-operation", reader, "--vars", wrong)
     assert sentence in str(stopped.value)
+
+
+def test_a_coarser_time_is_shown_also_of_the_past_and_claims_no_more(database, project, tmp_path_factory):
+    at = datetime.now(timezone.utc) - timedelta(hours=23.5)
+    land(database, [message(1, device_id="d"), message(2, device_id="d")], times=[at, at])
+    dbt(database, "run")
+    project.declare("shown_to_the: second", "shown_to_the: day")
+    project.dbt(database, "run")
+    project.dbt(database, "test", "--select", "assert_published_is_what_the_boundary_says", expect=False)
+    project.dbt(database, "run", "--full-refresh")
+    project.dbt(database, "test", "--select", "assert_published_is_what_the_boundary_says")
+    day = at.replace(hour=0, minute=0, second=0, microsecond=0)
+    assert query(database, "select distinct logged_in_at from analytics.user_logins") == [(day,)]
+    assert query(database, "select users_last_day from analytics.shared_devices") == [(2,)]
+    folder = tmp_path_factory.mktemp("report")
+    assert make_report(database, folder).returncode == 0
+    assert [file.name for file in folder.iterdir() if re.search("hour,|hour of|00:00</td>", file.read_text())] == []
 
 
 def test_a_wrong_declaration_stops_before_anything_is_built(database, project):

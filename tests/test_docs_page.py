@@ -61,6 +61,29 @@ def test_what_analysts_read_comes_from_bodies_and_keys_through_the_boundary_alon
     assert not locked & lineage(manifest, mart, stop={boundary})
 
 
+READ_BY = {
+    "login_dashboard": ["report/read.py"],
+    "monitoring": ["loader/status.py", "deploy/monitoring/queries.yaml"],
+}
+
+
+@pytest.mark.parametrize("exposure", READ_BY)
+def test_an_exposure_names_what_its_programs_read(manifest, exposure):
+    models = {node["name"] for node in manifest["nodes"].values() if node["resource_type"] == "model"}
+    texts = "".join((PROJECT.parent / file).read_text() for file in READ_BY[exposure])
+    named = manifest["exposures"][f"exposure.masked_logins.{exposure}"]["depends_on"]["nodes"]
+    assert {name.rpartition(".")[2] for name in named} == models & set(re.findall(r"analytics\.(\w+)", texts))
+
+
+def test_the_first_page_names_each_model_that_analysts_read(manifest):
+    overview = (PROJECT / "models" / "_overview.md").read_text()
+    analysts = {
+        node["name"] for node in manifest["nodes"].values() if "analyst" in node["config"].get("grants", {}).get("select", ())
+    }
+    assert set(MARTS) < analysts
+    assert [name for name in analysts if f"`{name}`" not in overview] == []
+
+
 def test_the_boundary_has_a_colour_of_its_own(manifest):
     coloured = {node["name"] for node in manifest["nodes"].values() if (node.get("docs") or {}).get("node_color")}
     assert coloured == {model.stem for model in (PROJECT / "models" / "boundary").glob("*.sql")}

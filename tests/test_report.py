@@ -161,7 +161,7 @@ def test_the_table_below_a_chart_has_its_numbers_and_the_days_without_any(page):
 
 def test_hours_of_the_week_are_four_whole_weeks(built, page):
     chart = re.search(r">By weekday and hour, four weeks</h2>(.*?)</svg>", page, re.DOTALL)[1]
-    shown = [int(number) for number in re.findall(r"<title>\d+:00, ([\d,]+)</title>", chart)]
+    shown = [int(number) for number in re.findall(r"<title>\w+ \d+:00, ([\d,]+)</title>", chart)]
     assert len(shown) == 7 * 24
     [(expected,)] = query(
         built,
