@@ -124,7 +124,7 @@ def reveal(token: str | None, reason: str | None, request: int | None) -> None:
     if not gpg:
         raise click.ClickException("GnuPG opens the sealed original, and gpg is not on this machine: apt install gnupg")
     if not request:
-        token = _whole_token(token.strip().lower(), reason)
+        token = _whole_token(token.strip().rstrip("….").lower(), reason)  # as the demo and the pages shorten one
         with _transaction() as cursor:  # committed before anything is handed out, or nothing is
             request = _scalar(cursor, "select privacy.request_recovery(%s, %s)", token, reason)
         click.echo(f"Request {request} is on record.", err=True)
@@ -247,11 +247,13 @@ def _whole_token(token: str, reason: str) -> str:
         found = [each for (each,) in cursor.fetchall()]
     if not found:
         raise click.ClickException(
-            "No original has a token that begins so. Give all 64 digits of a token that is older than the newest key."
+            "No original has a token that begins so. It was forgotten or never sealed, or the token is older than the "
+            "newest key: then give all 64 digits."
         )
     if len(found) > 1:
         listed = "\n".join(found[:LISTED] + ["..."] * (len(found) > LISTED))
         raise click.ClickException(f"More than one token begins so. Give more digits:\n{listed}")
+    click.echo(f"{token} begins the token {found[0]}.", err=True)  # maybe not the one that is meant: of an older key
     return found[0]
 
 

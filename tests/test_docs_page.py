@@ -78,7 +78,9 @@ def test_an_exposure_names_what_its_programs_read(manifest, exposure):
 def test_the_first_page_names_each_model_that_analysts_read(manifest):
     overview = (PROJECT / "models" / "_overview.md").read_text()
     analysts = {
-        node["name"] for node in manifest["nodes"].values() if "analyst" in node["config"].get("grants", {}).get("select", ())
+        node["name"]
+        for node in manifest["nodes"].values()
+        if "analyst" in node["config"].get("grants", {}).get("select", ())
     }
     assert set(MARTS) < analysts
     assert [name for name in analysts if f"`{name}`" not in overview] == []

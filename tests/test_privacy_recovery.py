@@ -152,6 +152,15 @@ def test_the_first_digits_of_a_token_are_enough_where_no_other_begins_so(sealed,
     assert as_officer(sealed, recorded) == [(whole,), (whole,), (whole[:12],)]
 
 
+def test_digits_are_taken_as_the_demo_and_the_pages_print_them_and_the_token_found_is_told(sealed, officer):
+    """Digits from before a key rotation may begin a newer token of somebody else: the officer can compare."""
+    whole = token(sealed, "m0")
+    command = ["reveal", "--token", f"{whole[:12]}…", "--reason", REASON]
+    done = privacy(sealed, *command, login="privacy_officer_user", path=f"{officer.folder}{os.pathsep}")
+    assert (done.returncode, done.stdout) == (0, "ip 203.0.113.9\n")
+    assert f"{whole[:12]} begins the token {whole}" in done.stderr
+
+
 def test_digits_that_begin_several_tokens_list_them_and_reveal_none(database, officer):
     """Only what is sealed counts: transformer could have written any token into analytics."""
     assert privacy(database, "seal-with", str(officer.public_key)).returncode == 0

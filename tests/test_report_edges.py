@@ -9,7 +9,7 @@ import pytest
 
 from tests.browser import Browser, needs_chromium
 from tests.pipeline import SENT_AT, dbt, land, query
-from tests.test_report import bars, cells, listed, make_report
+from tests.test_report import ROOT, bars, cells, listed, make_report
 
 VICTIM = "victim"
 SAME_DIGITS = sha256(VICTIM.encode()).hexdigest()  # an id like the name of the other's page
@@ -29,7 +29,11 @@ def built(module_database):
         *(login(user, "d") for user in (VICTIM, "victim-2")),
         *(login(user, "dd") for user in (SAME_DIGITS, "z")),
         *(login(user, "ddd") for user in WIDE),
-        *(login(f"k{n}", f"device-{n}", device_type=kind, ip="unknown") for n, kind in enumerate(KINDS) for _ in range(9 - n)),
+        *(
+            login(f"k{n}", f"device-{n}", device_type=kind, ip="unknown")
+            for n, kind in enumerate(KINDS)
+            for _ in range(9 - n)
+        ),
     ]
     land(module_database, logins)
     later = [SENT_AT + timedelta(days=1 + n % BAD_DAYS) for n in range(30)]
@@ -116,3 +120,25 @@ def test_no_id_is_cut_off(site, page, medium):
         outside = "[...document.querySelectorAll('svg[viewBox] text')].filter(each => each.getBBox().x < -0.5)"
         assert browser.evaluate(f"{outside}.map(each => each.textContent)") == []
         assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def contrast(one: str, other: str) -> float:
+    """By WCAG 2: text needs 4.5, what a chart is read by 3."""
+    light = []
+    for colour in (one, other):
+        digits = colour if len(colour) == 6 else "".join(digit * 2 for digit in colour)
+        parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        light.append(0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2])
+    return (max(light) + 0.05) / (min(light) + 0.05)
+
+
+def test_every_colour_can_be_seen_in_light_and_dark():
+    style = (ROOT / "report" / "templates" / "style.css").read_text()
+    themes = [dict(re.findall(r"--(\w+): #(\w+)", theme)) for theme in re.findall(r":root {(.*?)}", style, re.DOTALL)]
+    assert [len(colours) for colours in themes] == [14, 14]
+    for colours in themes:
+        for name, colour in colours.items():
+            if name not in ("paper", "card", "line"):
+                needed = 3 if re.fullmatch(r"c\d", name) else 4.5
+                assert min(contrast(colour, colours[on]) for on in ("paper", "card")) >= needed, (name, colour)

@@ -81,7 +81,9 @@ def test_windows_are_of_hours_wherever_clocks_change(database):
     land(database, [login(f"u{n}") for n in range(3)], times=times)
     land(database, [login("now")], prefix="now", times=[now])
     dbt(database, "run")
-    as_superuser(database, "update raw.loads set loaded_at = now() - interval '191.5 hours' where load_id = 1 returning 1")
+    as_superuser(
+        database, "update raw.loads set loaded_at = now() - interval '191.5 hours' where load_id = 1 returning 1"
+    )
     give(database, clocks_change(timedelta(hours=5)))
     windows = "select users_last_day, users_last_week, users_last_30_days from analytics"
     for mart in ("shared_devices", "shared_ips"):
