@@ -185,7 +185,7 @@
 
 
 {# For a mart: when the queue received the message, as exactly as its event type shows it. #}
-{% macro logged_in_at(event, of='sent_at') -%} date_trunc('{{ declared_events()[event].shown_to_the }}', {{ of }}, 'utc') {%- endmacro %}
+{% macro logged_in_at(event) -%} date_trunc('{{ declared_events()[event].shown_to_the }}', sent_at, 'utc') {%- endmacro %}
 
 
 {# The columns that a model's YAML promises. #}

@@ -112,12 +112,11 @@ select * from counted
 {%- endmacro %}
 
 
-{# Days of 24 hours: PostgreSQL's follow the clocks of the session's time zone. The window begins with the minute, hour or
-   day in which it would begin, where logged_in_at tells no more. #}
+{# In seconds: PostgreSQL's days follow the clocks of the session's time zone. A login is at most as much later than
+   logged_in_at as the declaration leaves open. #}
 {% macro users_in(days) -%}
-    count(distinct user_id) filter (
-        where logged_in_at >= {{ logged_in_at('logins', of="now() - interval '" ~ 24 * days ~ " hours'") }}
-    )
+    {%- set open = {'second': 1, 'minute': 60, 'hour': 3600, 'day': 86400}[declared_events().logins.shown_to_the] -%}
+    count(distinct user_id) filter (where logged_in_at > now() - interval '{{ 86400 * days + open }} seconds')
 {%- endmacro %}
 
 
