@@ -28,12 +28,8 @@ TOTALS = """
 """
 # Also days on which everything was rejected.
 PERIOD = """
-    select min(day) as first_day, max(day) as last_day
-    from (
-        select create_date from analytics.user_logins
-        union all
-        select (sent_at at time zone 'utc')::date from analytics.rejected_messages
-    ) as days (day)
+    select least(%(first_day)s::date, min(day)) as first_day, greatest(%(last_day)s::date, max(day)) as last_day
+    from (select (sent_at at time zone 'utc')::date as day from analytics.rejected_messages) as rejected
 """
 HEALTH = "select * from analytics.pipeline_health"
 LOGINS = """
@@ -191,7 +187,7 @@ def read() -> dict[str, Any]:
                 return cursor.fetchall()
 
             [totals] = rows(TOTALS)
-            [period] = rows(PERIOD)
+            [period] = rows(PERIOD, first_day=totals.first_day, last_day=totals.last_day)
             [health] = rows(HEALTH)
             days = {"last_day": period.last_day or health.measured_at.date()}
             return {

@@ -72,7 +72,7 @@ def test_an_exposure_names_what_its_programs_read(manifest, exposure):
     models = {node["name"] for node in manifest["nodes"].values() if node["resource_type"] == "model"}
     texts = "".join((PROJECT.parent / file).read_text() for file in READ_BY[exposure])
     named = manifest["exposures"][f"exposure.masked_logins.{exposure}"]["depends_on"]["nodes"]
-    assert {name.rpartition(".")[2] for name in named} == models & set(re.findall(r"analytics\.(\w+)", texts))
+    assert {name.rpartition(".")[2] for name in named} == models & set(re.findall(r"from\s+analytics\.(\w+)", texts))
 
 
 def test_the_first_page_names_each_model_that_analysts_read(manifest):

@@ -2,8 +2,9 @@
 
 import json
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 from typing import NamedTuple
@@ -268,6 +269,22 @@ def test_components_are_those_that_a_walk_finds(built, edges):
 
 def test_every_mart_says_what_python_counts(built):
     assert_marts_say_what_python_counts(*built)
+
+
+@pytest.mark.parametrize("ago", [0.5, 20])
+def test_every_mart_says_the_same_wherever_clocks_change(built, ago):
+    """Forward at midnight, so that a day begins at one o'clock."""
+    database, _ = built
+    day = (NOW - timedelta(days=ago)).timetuple().tm_yday
+    zones = "UTC", f"AAA0BBB,J{min(day, 365)}/0,J{(day + 99) % 365 + 1}/0"
+    for (mart,) in query(database, EVERYTHING):
+        said = []
+        for zone in zones:
+            with closing(database.connect("analyst_user", options=f"-c timezone={zone}")) as connection:
+                with connection.cursor() as cursor:
+                    cursor.execute(f"select * from analytics.{mart}")
+                    said.append(Counter(cursor.fetchall()))
+        assert said[0] == said[1], mart
 
 
 def test_a_rebuild_changes_nothing(built):

@@ -18,9 +18,11 @@ range_of_days as (
 
 days as (
 
-    select day.day::date as create_date
+    -- numbers, since a series of days is one of times in the session's time zone, and where clocks change at midnight,
+    -- its last day is beyond the end
+    select range_of_days.first_day + day.number as create_date
     from range_of_days
-    cross join lateral generate_series(range_of_days.first_day, range_of_days.last_day, interval '1 day') as day (day)
+    cross join lateral generate_series(0, range_of_days.last_day - range_of_days.first_day) as day (number)
 
 )
 
