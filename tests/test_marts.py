@@ -280,10 +280,10 @@ def test_every_mart_says_the_same_wherever_clocks_change(built, ago):
     for (mart,) in query(database, EVERYTHING):
         said = []
         for zone in zones:
-            with closing(database.connect("analyst_user", options=f"-c timezone={zone}")) as connection:
-                with connection.cursor() as cursor:
-                    cursor.execute(f"select * from analytics.{mart}")
-                    said.append(Counter(cursor.fetchall()))
+            connection = database.connect("analyst_user", options=f"-c timezone={zone}")
+            with closing(connection), connection.cursor() as cursor:
+                cursor.execute(f"select * from analytics.{mart}")
+                said.append(Counter(cursor.fetchall()))
         assert said[0] == said[1], mart
 
 
