@@ -56,7 +56,7 @@ def run(stack: Stack, queue: str, count: int) -> None:
         _step("Migrating the database", [sys.executable, "-m", "migrations"], stack.program("migrator"))
         loader = stack.program("loader_user")
         [(history, in_raw)] = _query(stack, "transformer_user", HISTORY)
-        if not in_raw:
+        if in_raw == history:  # nothing yet, or a part: an interrupted demo's, which is completed
             _step("Landing a history, without a queue", [sys.executable, "-m", "local.history", queue], loader)
 
         seed = (in_raw - history) // count + 1

@@ -5,12 +5,16 @@ import os
 import re
 import subprocess
 import sys
+from datetime import datetime, timezone
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from loader.land import Database
 from local.demo import today
-from tests.conftest import temporary_stack
+from local.history import PREFIX, as_received, history
+from tests.conftest import run_migrations, temporary_stack
 from tests.instructions import blocks
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +88,29 @@ def test_run_again_it_adds_messages_and_says_which(screens):
     assert "200 messages sent to login-queue just now, seed 2" in second.stdout
     assert figures(second)["Landed"] == figures(first)["Landed"] + COUNT
     assert figures(second)["History"] == figures(first)["History"]
+
+
+def test_a_history_of_which_a_part_was_landed_is_completed(tmp_path, monkeypatch):
+    """Ctrl-C in the middle of the first demo."""
+    traces = {"DBT_TARGET_PATH": str(tmp_path / "target"), "DBT_LOG_PATH": str(tmp_path / "logs")}
+    with temporary_stack() as stack:
+        assert run_migrations(stack.program("migrator")).returncode == 0
+        for name, value in stack.program("loader_user").items():
+            monkeypatch.setenv(name, value)
+        part = islice(history(datetime.now(timezone.utc)), 100)
+        database = Database()
+        database.open()
+        database.land("login-queue", [as_received(f"{PREFIX}{n:06}", *sent) for n, sent in enumerate(part)])
+        database.disconnect()
+        done = subprocess.run(
+            [sys.executable, "-m", "local", "demo", "--count", "20"],
+            cwd=ROOT,
+            env=os.environ | traces | {"LOCAL_STATE": str(stack.folder)},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    assert figures(done)["History"] > 5000
 
 
 def test_nothing_plain_is_shown(screens):
