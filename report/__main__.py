@@ -29,7 +29,12 @@ OVERVIEW = "index.html"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--output", type=click.Path(path_type=Path), default=FOLDER, help="The folder for the pages; a new one is readable by you alone.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=FOLDER,
+    help="The folder for the pages; a new one is readable by you alone.",
+)
 def main(output: Path) -> None:
     """Build the analysts' pages from what dbt has published."""
     with postgres.explained("Run it as a login in the role analyst", missing=errors.NotBuilt):
