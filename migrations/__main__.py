@@ -196,7 +196,7 @@ def apply_routines() -> None:
         for file in files:
             citus.choose_workers(cursor, file.stem)
             try:
-                cursor.execute(file.read_text())
+                cursor.execute(file.read_text(encoding="utf-8"))
             except psycopg2.Error as error:
                 where = file.relative_to(ROOT)
                 fail(5, f"{where} could not be applied and was rolled back: {error.diag.message_primary}.")

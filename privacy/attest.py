@@ -331,7 +331,7 @@ def reading() -> Iterator[Cursor]:
 
 def examine(cursor: Cursor, max_key_age_days: int = 400) -> Iterator[Item]:
     """Every item. Raises psycopg2.Error."""
-    expected = CONTRACT.read_text().splitlines()
+    expected = CONTRACT.read_text(encoding="utf-8").splitlines()
     yield from against_contract(inventory(cursor), on_citus(expected) if is_cluster(cursor) else expected)
     yield from _none(_column(cursor, BOUNDARY), "boundary", "views as `make migrate` deployed them", MIGRATE)
     yield from _none(_column(cursor, DBT), "dbt", "tables and views as dbt makes them", REBUILD)

@@ -58,7 +58,7 @@ def write(folder: Path, pages: dict[str, str]) -> None:
 
 def pages(subjects: list[Subject], **found: Any) -> Iterator[tuple[str, str]]:
     """Each page's name and text. Jinja escapes all that comes from apps; nothing from them is marked as safe."""
-    style = (TEMPLATES / "style.css").read_text()
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, trim_blocks=True
     )
