@@ -44,7 +44,7 @@ QUEUES = """
 class Status:
     """What was seen. A part that could not be is None, and why is in `unseen`."""
 
-    def __init__(self, queue_name: str, queue_url: str | None, max_lag: timedelta):
+    def __init__(self, queue_name: str | None, queue_url: str | None, max_lag: timedelta):
         self.unseen: list[errors.LoaderError] = []
         queue = self.see(lambda: Queue(connect(1, queue_url=queue_url), queue_name, queue_url))
         self.queue = queue and self.see(lambda: backlog(queue))
@@ -80,7 +80,7 @@ def age_of_oldest(queue: Queue) -> timedelta | None:
         points = cloudwatch_of(queue).get_metric_statistics(
             Namespace="AWS/SQS",
             MetricName="ApproximateAgeOfOldestMessage",
-            Dimensions=[{"Name": "QueueName", "Value": queue.name}],
+            Dimensions=[{"Name": "QueueName", "Value": queue.url.rpartition("/")[2]}],
             StartTime=now - timedelta(minutes=15),
             EndTime=now,
             Period=60,

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import botocore.session
 import pytest
-from botocore.stub import Stubber
+from botocore.stub import ANY, Stubber
 from click.testing import CliRunner
 from psycopg2.extras import RealDictCursor
 
@@ -254,8 +254,11 @@ def test_cloudwatch_tells_the_age_of_the_oldest(built, ask, sqs, queue, monkeypa
     sqs.send_message(QueueUrl=queue.url, MessageBody="{}")
 
     with Stubber(cloudwatch) as stub:
-        stub.add_response("get_metric_statistics", {"Label": "age", "Datapoints": points})
-        answer = ask("--max-lag", "7200")
+        asked = dict.fromkeys(("Namespace", "MetricName", "StartTime", "EndTime", "Period", "Statistics"), ANY)
+        # the queue's own name, whatever its messages land under
+        asked["Dimensions"] = [{"Name": "QueueName", "Value": queue.name}]
+        stub.add_response("get_metric_statistics", {"Label": "age", "Datapoints": points}, asked)
+        answer = ask("--max-lag", "7200", "--queue-url", queue.url, "--queue-name", "login-queue")
     assert answer.exit_code == NOT_WELL
     assert "Oldest             2 h   on the queue" in answer.stdout
 
