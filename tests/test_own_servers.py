@@ -112,7 +112,7 @@ def test_a_server_elsewhere_has_to_show_its_certificate(file, text, mode):
 
 
 def test_bootstrap_gets_the_passwords_of_all_logins_as_the_superuser_of_the_file(file):
-    given = settings.environment(file(OWN + "POSTGRES_USER=master\nPOSTGRES_PASSWORD=$x\n"), SUPERUSER, {})
+    given = settings.environment(file(OWN + "POSTGRES_USER=master\nPOSTGRES_PASSWORD='$x'\n"), SUPERUSER, {})
     assert (given["PGUSER"], given["PGPASSWORD"]) == ("master", "$x")
     assert {f"{login.upper()}_PASSWORD": f"of {login}" for login in LOGINS}.items() <= given.items()
 
@@ -124,6 +124,36 @@ def test_the_login_of_a_file_for_one_login_goes_before_that_of_the_command(file)
 
 
 @pytest.mark.parametrize(
+    ("text", "password"),
+    [
+        pytest.param("PGPASSWORD=a#b", "a#b", id="number-sign"),
+        pytest.param("PGPASSWORD=#b", "#b", id="number-sign-first"),
+        pytest.param("PGPASSWORD=ab # don't tell", "ab", id="comment"),
+        pytest.param("# don't tell\nPGPASSWORD=ab", "ab", id="apostrophe-in-a-comment"),
+        pytest.param("PGPASSWORD='a$\\\"#b c'", 'a$\\"#b c', id="single-quotes"),
+        pytest.param("PGPASSWORD=\"a'b\"", "a'b", id="double-quotes"),
+        pytest.param("  export PGPASSWORD='ab' \r\n", "ab", id="export-and-the-end-of-lines-of-windows"),
+        pytest.param("\ufeffPGPASSWORD=ab", "ab", id="byte-order-mark"),
+        pytest.param("PGPASSWORD='a\u2028b'", "a\u2028b", id="other-separator-of-lines"),
+        pytest.param("PGPASSWORD=geheim-\u00e4", "geheim-\u00e4", id="umlaut"),
+        pytest.param("PGPASSWORD=''", None, id="empty"),
+    ],
+)
+def test_a_value_is_what_a_shell_and_compose_take_it_for(tmp_path, text, password):
+    (tmp_path / "own.env").write_bytes(text.encode())
+    assert settings.read(tmp_path / "own.env").get("PGPASSWORD") == password
+    shell = f"set -a; . {tmp_path}/own.env; printenv PGPASSWORD"
+    if "\ufeff" not in text and "\r" not in text:  # which a shell would take for letters
+        assert subprocess.run(["sh", "-c", shell], capture_output=True, text=True).stdout == f"{password or ''}\n"
+
+
+@pytest.mark.parametrize("value", ["a'b", "a b", "a'$b", "\u00e4#"])
+def test_what_is_written_is_read_again(tmp_path, value):
+    settings.write(tmp_path / "new.env", {"PGPASSWORD": value})
+    assert settings.read(tmp_path / "new.env") == {"PGPASSWORD": value}
+
+
+@pytest.mark.parametrize(
     ("text", "sentence"),
     [
         pytest.param("PGPORT=5432", "does not set PGHOST", id="no-host"),
@@ -131,6 +161,11 @@ def test_the_login_of_a_file_for_one_login_goes_before_that_of_the_command(file)
         pytest.param("PGHOST=h\n\nPGUSER", "line 3: expected NAME=value", id="no-value"),
         pytest.param("PGHOST='h", "line 1: expected NAME=value", id="open-quote"),
         pytest.param("PGHOST=h PGPORT=1", "line 1: expected NAME=value", id="two-in-a-line"),
+        pytest.param("PGPASSWORD=a$b", "line 1: expected NAME=value", id="expanded-by-shells-and-compose"),
+        pytest.param('PGPASSWORD="a$b"', "line 1: expected NAME=value", id="expanded-in-double-quotes"),
+        pytest.param("PGPASSWORD=a\\b", "line 1: expected NAME=value", id="backslash"),
+        pytest.param("PGPASSWORD=a;b", "line 1: expected NAME=value", id="two-commands-in-a-shell"),
+        pytest.param("PGPASSWORD = a", "line 1: expected NAME=value", id="blanks-around-the-sign"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_a_sentence_that_shows_no_value(file, text, sentence):
