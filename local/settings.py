@@ -10,6 +10,7 @@ from loader import postgres
 from local.processes import StackError
 
 SUPERUSER = "postgres"
+DATABASE = "logins"  # that bootstrap.sql creates, unless PGDATABASE names another
 # What shells, Docker Compose and systemd read alike; so no $ and no backslash, but in single quotes.
 LINE = re.compile(r"""(?:export\s+)?([A-Za-z_]\w*)=((?:'[^']*'|"[^"$`\\]*"|[^\s'"$`\\;&|<>()~])*)(?:\s+#.*)?""")
 QUOTED = re.compile(r"""'([^']*)'|"([^"]*)"|([^'"]+)""")
@@ -51,7 +52,7 @@ def environment(file: Path, login: str, shell: Mapping[str, str]) -> dict[str, s
     given = {name: value for name, value in settings.items() if is_superuser or not name.endswith("_PASSWORD")}
     if not postgres.is_local(given):
         given = {"PGSSLMODE": "verify-full"} | given  # for psql too, which would not ask for a certificate by itself
-    return kept | given | {"PGUSER": user} | ({"PGPASSWORD": password} if password else {})
+    return kept | {"PGDATABASE": DATABASE} | given | {"PGUSER": user} | ({"PGPASSWORD": password} if password else {})
 
 
 def write(file: Path, settings: Mapping[str, str]) -> None:

@@ -18,6 +18,12 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 [TYPED] = re.findall(r"\n\n((?: {4}.*\n)* {4}export ENV_FILE=.*\n(?: {4}.*\n)*)", README)
 
+LOGIN_ELSEWHERE = (
+    "ENV_FILE=other.env make login NAME=eve || true",
+    'eval "$(make -s env ENV_FILE=prod.env AS=migrator)"',
+    "psql -XAtc \"select count(*) from pg_roles, pg_database where rolname = 'eve' or datname = 'mistake'\"",
+)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -75,9 +81,14 @@ def test_every_command_works_as_written(type_lines, servers, folder):
     assert as_ada.stdout == "ada|1\n"
     assert "permission denied for schema raw" in as_ada.stderr
 
+    mistaken = type_lines("sed 's/^PGDATABASE=.*/PGDATABASE=mistake/' prod.env > other.env", *LOGIN_ELSEWHERE)
+    assert "There is no database mistake: correct PGDATABASE" in mistaken.stderr
+    assert (mistaken.stdout, (folder / "eve.env").exists()) == ("0\n", False)
+
     others = ("rm ada.env", "make login NAME=ada", "make rotate-key", "make attest")
     again = type_lines("export ENV_FILE=prod.env", *others)
     assert again.returncode == 0, again.stdout + again.stderr
+    assert "already a member" not in again.stderr
 
 
 @pytest.fixture
@@ -95,7 +106,7 @@ OWN = "PGHOST=db.example.com\n" + "".join(f"{login.upper()}_PASSWORD='of {login}
 @pytest.mark.parametrize("login", LOGINS)
 def test_a_program_gets_the_password_of_its_login_and_no_other(file, login):
     given = settings.environment(file(OWN), login, {"PGPASSWORD": "of another server", "PGSERVICE": "x", "HOME": "/"})
-    server = {"PGHOST": "db.example.com", "PGSSLMODE": "verify-full"}
+    server = {"PGHOST": "db.example.com", "PGSSLMODE": "verify-full", "PGDATABASE": "logins"}
     assert given == server | {"HOME": "/", "PGUSER": login, "PGPASSWORD": f"of {login}"}
 
 
@@ -120,7 +131,14 @@ def test_bootstrap_gets_the_passwords_of_all_logins_as_the_superuser_of_the_file
 def test_the_login_of_a_file_for_one_login_goes_before_that_of_the_command(file):
     text = "PGHOST=::1\nexport PGUSER=ada # her own\nPGPASSWORD='a b'"
     given = settings.environment(file(text), "analyst_user", {})
-    assert given == {"PGHOST": "::1", "PGUSER": "ada", "PGPASSWORD": "a b"}
+    assert given == {"PGHOST": "::1", "PGDATABASE": "logins", "PGUSER": "ada", "PGPASSWORD": "a b"}
+
+
+@pytest.mark.parametrize(("text", "name"), [("", "logins"), ("PGDATABASE=", "logins"), ("PGDATABASE=own", "own")])
+@pytest.mark.parametrize("login", [SUPERUSER, "migrator"])
+def test_every_program_works_in_the_database_that_bootstrap_creates(file, login, text, name):
+    """libpq would look for one with the login's name."""
+    assert settings.environment(file(f"PGHOST=h\n{text}"), login, {})["PGDATABASE"] == name
 
 
 @pytest.mark.parametrize(
