@@ -95,6 +95,14 @@ values
     (:'login_name', :'login_role', :'login_password', 5);
 delete from logins where login = '';
 
+-- A person's login is not one of these; or a program would have that person's role, and another password.
+select count(*) > 1 as refused from (select login from logins union all select role from roles) as names (name)
+where name = :'login_name' \gset
+\if :refused
+    \warn :login_name 'is a role of the pipeline: choose another name.'
+    do $$ begin raise exception 'a person''s login with the name of a role of the pipeline'; end $$;
+\endif
+
 create temporary table done (what) as select null::text limit 0;
 
 -- Roles belong to the whole server, and their names are common words.

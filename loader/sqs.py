@@ -117,7 +117,7 @@ def as_base64(value: bytes) -> str:
 def name_in_raw(given: str | None, address: str | None) -> str:
     """The name that messages of a queue land under: the one that was given, or else that in its URL or ARN.
 
-    They may differ: AWS itself names the queue of a CloudFormation stack, and dbt_project.yml declares one name for all.
+    They may differ: AWS itself names the queue of a CloudFormation stack; dbt_project.yml declares one name for all.
     """
     return (given or "").strip() or re.split("[/:]", (address or "").strip().rstrip("/"))[-1] or DEFAULT_NAME
 

@@ -85,6 +85,13 @@ def test_every_command_works_as_written(type_lines, servers, folder):
     assert "There is no database mistake: correct PGDATABASE" in mistaken.stderr
     assert (mistaken.stdout, (folder / "eve.env").exists()) == ("0\n", False)
 
+    for name in ("", "a/b", "-x", "analyst", "loader_user", "migrator"):
+        refused = type_lines("export ENV_FILE=prod.env", f"make login NAME={name}")
+        assert refused.returncode == 2
+        assert "a name of letters" in refused.stderr or f"{name} is a role of the pipeline" in refused.stderr
+        assert not (folder / f"{name}.env").exists()
+    assert type_lines("export ENV_FILE=prod.env", "make doctor").returncode == 0  # with the loader's own password
+
     others = ("rm ada.env", "make login NAME=ada", "make rotate-key", "make attest")
     again = type_lines("export ENV_FILE=prod.env", *others)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -149,7 +156,7 @@ def test_every_program_works_in_the_database_that_bootstrap_creates(file, login,
         pytest.param("PGPASSWORD=ab # don't tell", "ab", id="comment"),
         pytest.param("# don't tell\nPGPASSWORD=ab", "ab", id="apostrophe-in-a-comment"),
         pytest.param("PGPASSWORD='a$\\\"#b c'", 'a$\\"#b c', id="single-quotes"),
-        pytest.param("PGPASSWORD=\"a'b\"", "a'b", id="double-quotes"),
+        pytest.param('PGPASSWORD="a\'b"', "a'b", id="double-quotes"),
         pytest.param("  export PGPASSWORD='ab' \r\n", "ab", id="export-and-the-end-of-lines-of-windows"),
         pytest.param("\ufeffPGPASSWORD=ab", "ab", id="byte-order-mark"),
         pytest.param("PGPASSWORD='a\u2028b'", "a\u2028b", id="other-separator-of-lines"),
