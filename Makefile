@@ -1,6 +1,7 @@
 # Entry point for users, the README and CI.
 
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 .PHONY: help install demo test up down env send bootstrap login load migrate build docs report status doctor redrive bench \
     freshness lint clean compose-test requirements sbom rotate-key reveal approve forget leakcheck chaos attest contract \
     purge bench-dbt
