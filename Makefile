@@ -74,7 +74,7 @@ bootstrap: install  ## create database, roles and logins on a server of yours, o
 	@$(LOCAL) run --as postgres -- psql -X -v ON_ERROR_STOP=1 -d postgres -f deploy/bootstrap.sql
 
 login: install  ## create a login for a person, or set a new password (NAME=ada ROLE=analyst)
-	@$(LOCAL) login "$$NAME" $(if $(ROLE),--role "$$ROLE")
+	@$(LOCAL) login $(if $(ROLE),--role "$$ROLE") -- "$$NAME"
 
 migrate: install  ## apply migrations/ and deploy the boundary
 	@$(LOCAL) run --as migrator -- $(BIN)/python -m migrations
