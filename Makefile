@@ -1,6 +1,7 @@
 # Entry point for users, the README and CI.
 
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 .PHONY: help install demo test up down env send bootstrap login load migrate build docs report status doctor redrive bench \
     freshness lint clean compose-test requirements sbom rotate-key reveal approve forget leakcheck chaos attest contract \
     purge bench-dbt
@@ -73,7 +74,7 @@ bootstrap: install  ## create database, roles and logins on a server of yours, o
 	@$(LOCAL) run --as postgres -- psql -X -v ON_ERROR_STOP=1 -d postgres -f deploy/bootstrap.sql
 
 login: install  ## create a login for a person, or set a new password (NAME=ada ROLE=analyst)
-	@$(LOCAL) login "$$NAME" $(if $(ROLE),--role "$$ROLE")
+	@$(LOCAL) login $(if $(ROLE),--role "$$ROLE") -- "$$NAME"
 
 migrate: install  ## apply migrations/ and deploy the boundary
 	@$(LOCAL) run --as migrator -- $(BIN)/python -m migrations

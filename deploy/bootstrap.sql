@@ -11,6 +11,7 @@
 \set QUIET on
 \pset tuples_only on
 \pset format unaligned
+set client_min_messages = warning;  -- not that a role is a member already
 
 -- Or the passwords below stand in the server's log, also when a statement fails or is slow, and in its statistics.
 select format('set %s = %L', name, value)
@@ -54,6 +55,14 @@ where has_parameter_privilege(name, 'set') \gexec
 select case when :'database' in ('', 'postgres', 'template0', 'template1') then 'logins' else :'database' end as database
 \gset
 
+-- A login for a person goes to a database that is there; a mistaken name creates none.
+select :'login_name' <> '' and not exists (select from pg_database where datname = :'database') as refused \gset
+\if :refused
+    \warn 'There is no database' :database': correct PGDATABASE, or run `make bootstrap` first.'
+    -- an error is the only way for psql to end with a status of its own
+    do $$ begin raise exception 'a login for a database that is not there'; end $$;
+\endif
+
 -- Group roles hold the privileges and cannot log in; logins are members of them. masker and pipeline_owner own things, and
 -- only migrator can take these roles. The comment says that this file created the role.
 create temporary table roles (role, comment) as
@@ -85,6 +94,14 @@ values
     ('backup_user', 'pg_read_all_data', case when :'is_superuser' then :'backup_user_password' else '' end, 2),
     (:'login_name', :'login_role', :'login_password', 5);
 delete from logins where login = '';
+
+-- A person's login is not one of these; or a program would have that person's role, and another password.
+select count(*) > 1 as refused from (select login from logins union all select role from roles) as names (name)
+where name = :'login_name' \gset
+\if :refused
+    \warn :login_name 'is a role of the pipeline: choose another name.'
+    do $$ begin raise exception 'a person''s login with the name of a role of the pipeline'; end $$;
+\endif
 
 create temporary table done (what) as select null::text limit 0;
 
@@ -127,7 +144,6 @@ from strangers where found <> '' \gset
 \if :refused
     \warn 'These roles were here before, and not made for this pipeline:' :strangers
     \warn 'Nothing was changed. Rename or drop them, or set ADOPT_ROLES=1 to use them as they are.'
-    -- an error is the only way for psql to end with a status of its own
     do $$ begin raise exception 'roles that were here before are not used without ADOPT_ROLES=1'; end $$;
 \endif
 

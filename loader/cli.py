@@ -15,7 +15,7 @@ from loader.doctor import examine
 from loader.land import Database
 from loader.load import Run
 from loader.report import Report
-from loader.sqs import Queue
+from loader.sqs import DEFAULT_NAME, Queue, name_in_raw
 from loader.status import Status, screen, to_json
 
 # A fixed width, because the README shows this text.
@@ -57,8 +57,9 @@ def main(ctx):
 
 def queue_options(command):
     """Which queue, for every command that has to do with one."""
-    command = setting("--queue-url", help="URL of the queue, if its name is ambiguous.")(command)
-    return setting("--queue-name", default="login-queue", help="Name of the queue.")(command)
+    command = setting("--queue-url", help="URL of the queue, if AWS has it under another name.")(command)
+    name = "Name of the queue, as dbt_project.yml declares it."
+    return setting("--queue-name", show_default=f"{DEFAULT_NAME}, or that in --queue-url", help=name)(command)
 
 
 @main.command(context_settings=SETTINGS, epilog=EXIT_STATUSES)
@@ -80,8 +81,8 @@ def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port,
     returned. SIGTERM or Ctrl-C shuts down gracefully, a second one immediately; no message is lost either way.
     """
     end_on_signals()
-    shown = (queue_url or queue_name).strip().rstrip("/").rpartition("/")[2]
-    report = Report(log_format, progress=is_terminal() and log_format == "text", queue=shown)
+    queue = name_in_raw(queue_name, queue_url)
+    report = Report(log_format, progress=is_terminal() and log_format == "text", queue=queue)
     report.show_progress()
     database = Database(give_up_after)
     database.open()

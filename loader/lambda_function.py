@@ -13,13 +13,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 from loader import errors
 from loader.land import Database
 from loader.report import Report
-from loader.sqs import Message
+from loader.sqs import Message, name_in_raw
 
 MARGIN = 10.0  # seconds of the function's timeout that are left when it stops waiting for the database
 
 
 def handler(event: Any, context: Any) -> dict[str, list[dict[str, str]]]:
-    """Lands the messages of one event, all of one queue, in raw.sqs_messages.
+    """Lands the messages of one event, all of one queue, in raw.sqs_messages: under LOADER_QUEUE_NAME, if it is set.
 
     Returns Lambda's partial batch response: `batchItemFailures` has the ids of the messages that SQS is to deliver
     again; Lambda deletes the others. An error that concerns all messages is one line in the log, not an exception.
@@ -31,7 +31,7 @@ def handler(event: Any, context: Any) -> dict[str, list[dict[str, str]]]:
         report.say("the event has no SQS records")
         return response([])
     messages = messages_of(records)
-    queue = records[0]["eventSourceARN"].rpartition(":")[2]
+    queue = name_in_raw(os.environ.get("LOADER_QUEUE_NAME"), records[0]["eventSourceARN"])
     began = time.monotonic()
     try:
         connected = database()

@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import random
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from datetime import datetime, timezone
 from loader import errors
 from loader.aws import NO_SUCH_CALL, Client, Fault, redrive_policy
 
+DEFAULT_NAME = "login-queue"
 BATCH = 10  # messages in one call, by SQS's own limit
 MAX_VISIBILITY = 12 * 3600  # seconds from the first receive, by SQS's own limit
 DELETE_ATTEMPTS = 4
@@ -112,16 +114,29 @@ def as_base64(value: bytes) -> str:
     return base64.b64encode(value).decode()
 
 
+def name_in_raw(given: str | None, address: str | None) -> str:
+    """The name that messages of a queue land under: the one that was given, or else that in its URL or ARN.
+
+    They may differ: AWS itself names the queue of a CloudFormation stack; dbt_project.yml declares one name for all.
+    """
+    return (given or "").strip() or re.split("[/:]", (address or "").strip().rstrip("/"))[-1] or DEFAULT_NAME
+
+
 class Queue:
     """One queue. Calls are made again until the fault passes, the time to give up has come, or the loader stops."""
 
     def __init__(
-        self, client: Client, name: str, url: str | None = None, give_up_after: float = 300, account: str | None = None
+        self,
+        client: Client,
+        name: str | None,
+        url: str | None = None,
+        give_up_after: float = 300,
+        account: str | None = None,
     ):
         self.client = client
         self.region = client.region
         url = (url or "").strip().rstrip("/")
-        self.name = url.rpartition("/")[2] or name.strip()
+        self.name = name_in_raw(name, url)
         self.give_up_after = give_up_after
         self.stopping = threading.Event()
         self.say = lambda event, **details: None

@@ -30,7 +30,7 @@ PIPELINE = """
     select
         measured_at, newest_load_at, sent_to_landed, landed_to_analytics, untransformed, received, landed, duplicates,
         accepted, rejected, erased, unaccounted, landed_week_before, rejected_week_before, rejected_by_reason,
-        mask_key_version
+        mask_key_version, rotation_is_open, sequence_is_behind
     from analytics.pipeline_health
 """
 QUEUES = """
@@ -44,7 +44,7 @@ QUEUES = """
 class Status:
     """What was seen. A part that could not be is None, and why is in `unseen`."""
 
-    def __init__(self, queue_name: str, queue_url: str | None, max_lag: timedelta):
+    def __init__(self, queue_name: str | None, queue_url: str | None, max_lag: timedelta):
         self.unseen: list[errors.LoaderError] = []
         queue = self.see(lambda: Queue(connect(1, queue_url=queue_url), queue_name, queue_url))
         self.queue = queue and self.see(lambda: backlog(queue))
@@ -80,7 +80,7 @@ def age_of_oldest(queue: Queue) -> timedelta | None:
         points = cloudwatch_of(queue).get_metric_statistics(
             Namespace="AWS/SQS",
             MetricName="ApproximateAgeOfOldestMessage",
-            Dimensions=[{"Name": "QueueName", "Value": queue.name}],
+            Dimensions=[{"Name": "QueueName", "Value": queue.url.rpartition("/")[2]}],
             StartTime=now - timedelta(minutes=15),
             EndTime=now,
             Period=60,
@@ -160,6 +160,10 @@ def troubles(status: Status, max_lag: timedelta) -> Iterator[str]:
         yield f"The oldest landed message has waited for dbt for {span(seen['landed_to_analytics'])}: run `make build`."
     if seen and seen["unaccounted"]:
         yield f"{seen['unaccounted']:,} unaccounted for: once no dbt is running, `dbt test` in dbt_project/ says where."
+    if seen and seen["rotation_is_open"]:
+        yield "A key rotation has begun and has not ended; dbt builds nothing meanwhile: run `make rotate-key` again."
+    if seen and seen["sequence_is_behind"]:
+        yield "raw.load_id_seq is behind the ledger, so no loader starts: `python -m loader doctor` says how to set it."
     for each in seen["queues"].values() if seen else ():
         if each["rejections_jumped"]:
             yield (

@@ -1,7 +1,9 @@
 """python -m local"""
 
+import contextlib
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -96,6 +98,8 @@ def run(login: str, command: tuple[str, ...]) -> None:
 @click.option("--role", type=click.Choice(["analyst", "privacy_officer", "monitor"]), default="analyst")
 def create_login(name: str, role: str) -> None:
     """Create a login for a person, or give it a new password, and write NAME.env with its settings."""
+    if not re.fullmatch(r"\w[\w.@-]{,62}", name):
+        raise StackError("A login needs a name of letters, digits and . @ - _ (make login NAME=ada).")
     file, secret = Path(f"{name}.env"), password()
     if file.exists():
         raise StackError(f"{file} exists: move it away first.")
@@ -103,13 +107,14 @@ def create_login(name: str, role: str) -> None:
     connection = {each: environment[each] for each in CONNECTION if each in environment}
     psql = ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", "postgres", "-f", BOOTSTRAP]
     one_login = {"LOGIN_NAME": name, "LOGIN_ROLE": role, "LOGIN_PASSWORD": secret}
-    try:
-        created = subprocess.run(psql, env=environment | one_login, stdout=sys.stderr)
-    except OSError:
-        raise StackError("psql is not on this machine: apt install postgresql-client") from None
-    if created.returncode:
-        raise StackError(f"{name} was not created; PostgreSQL's reason is above.")
     settings.write(file, connection | {"PGUSER": name, "PGPASSWORD": secret})
+    problem: str | int = "psql is not on this machine: apt install postgresql-client"
+    with contextlib.suppress(OSError):
+        status = subprocess.run(psql, env=environment | one_login, stdout=sys.stderr).returncode
+        problem = status and f"{name} was not created; PostgreSQL's reason is above."
+    if problem:
+        file.unlink()
+        raise StackError(str(problem))
     click.echo(f"Login {name} is in the role {role}. Its settings are in {file}: hand it over safely.")
 
 

@@ -1,6 +1,7 @@
 """The file that ENV_FILE names: the servers of one environment and the passwords of its logins (.env.example)."""
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,27 +10,26 @@ from loader import postgres
 from local.processes import StackError
 
 SUPERUSER = "postgres"
+DATABASE = "logins"  # that bootstrap.sql creates, unless PGDATABASE names another
+# What shells, Docker Compose and systemd read alike; so no $ and no backslash, but in single quotes.
+LINE = re.compile(r"""(?:export\s+)?([A-Za-z_]\w*)=((?:'[^']*'|"[^"$`\\]*"|[^\s'"$`\\;&|<>()~])*)(?:\s+#.*)?""")
+QUOTED = re.compile(r"""'([^']*)'|"([^"]*)"|([^'"]+)""")
 UNCHANGED = "choose-one"  # what .env.example has in place of a password
 
 
 def read(file: Path) -> dict[str, str]:
     """NAME=value lines, quoted as in a shell; a variable without a value is left out. Raises StackError."""
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise StackError(f"ENV_FILE: {file} cannot be read ({getattr(error, 'strerror', 'not UTF-8')}).") from None
     settings = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            words = [word for word in shlex.split(line, comments=True) if word != "export"]
-        except ValueError:  # a quote that is not closed
-            words = ["", line]
-        if not words:
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if not line or line.startswith("#"):
             continue
-        name, equals, value = words[0].partition("=")
-        if not equals or not name.isidentifier() or words[1:]:
+        if not (found := LINE.fullmatch(line)):
             raise StackError(f"{file}, line {number}: expected NAME=value, or NAME='value' for other than simple text.")
-        settings[name] = value
+        settings[found[1]] = "".join(map("".join, QUOTED.findall(found[2])))
     return {name: value for name, value in settings.items() if value}
 
 
@@ -52,7 +52,7 @@ def environment(file: Path, login: str, shell: Mapping[str, str]) -> dict[str, s
     given = {name: value for name, value in settings.items() if is_superuser or not name.endswith("_PASSWORD")}
     if not postgres.is_local(given):
         given = {"PGSSLMODE": "verify-full"} | given  # for psql too, which would not ask for a certificate by itself
-    return kept | given | {"PGUSER": user} | ({"PGPASSWORD": password} if password else {})
+    return kept | {"PGDATABASE": DATABASE} | given | {"PGUSER": user} | ({"PGPASSWORD": password} if password else {})
 
 
 def write(file: Path, settings: Mapping[str, str]) -> None:
@@ -61,5 +61,5 @@ def write(file: Path, settings: Mapping[str, str]) -> None:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise StackError(f"{file} cannot be created: {error.strerror}.") from None
-    with os.fdopen(descriptor, "w") as opened:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
         opened.writelines(f"{name}={shlex.quote(value)}\n" for name, value in settings.items())

@@ -21,11 +21,10 @@ from psycopg2.extensions import connection as Connection
 
 from local.postgres import Account, choose_postgres, major
 from local.processes import StackError, command_of, end, environment_of, free_port, number_in, wait
-from local.settings import SUPERUSER
+from local.settings import DATABASE, SUPERUSER
 
 HOST = "127.0.0.1"
 PORTS = {"PostgreSQL": 54320, "SQS": 4566}
-DATABASE = "logins"
 LOGINS = (
     *("migrator", "loader_user", "transformer_user", "analyst_user"),
     *("privacy_officer_user", "monitor_user", "retention_user", "backup_user"),

@@ -1,5 +1,6 @@
 """The CloudFormation stack, created on MiniStack: an emulator, so that what AWS itself checks is left to cfn-lint."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -24,6 +25,8 @@ GAPS = {
     "!Ref Loaders": "1",
 }
 HOST = "127.0.0.1"
+# A stack's queue has a name of its own in AWS. Its messages land under the one that the event is declared with.
+DECLARED = "login-queue"
 
 
 class Aws:
@@ -132,18 +135,24 @@ def send(aws: Aws, url: str, messages: int) -> None:
         aws.client("sqs").send_message_batch(QueueUrl=url, Entries=entries)
 
 
+def queues_in_raw(database: Database) -> list[tuple]:
+    with contextlib.closing(database.connect("postgres")) as connection, connection.cursor() as cursor:
+        cursor.execute("select distinct queue from raw.sqs_messages")
+        return cursor.fetchall()
+
+
 @pytest.mark.parametrize("run_on", ["ecs", "kubernetes"])
 def test_a_stack_is_created_and_its_queue_is_drained(aws: Aws, database: Database, run_on: str):
     assert aws.deploy("production", RunOn=run_on) == "CREATE_COMPLETE"
     url = aws.outputs("production")["QueueUrl"]
     send(aws, url, 50)
 
-    settings = {"LOADER_QUEUE_URL": url}
+    settings = {"LOADER_QUEUE_URL": url, "LOADER_QUEUE_NAME": DECLARED}
     if run_on == "ecs":
         container = aws.container("production", "LoaderTask")
         settings = {each["name"]: each["value"] for each in container["environment"]}
         settings = {name: value for name, value in settings.items() if not name.startswith("PG")}
-        assert settings.keys() == {"AWS_DEFAULT_REGION", "LOADER_QUEUE_URL"}
+        assert settings.keys() == {"AWS_DEFAULT_REGION", "LOADER_QUEUE_NAME", "LOADER_QUEUE_URL"}
     drained = subprocess.run(
         [sys.executable, "-m", "loader", "load"],
         cwd=ROOT,
@@ -154,6 +163,7 @@ def test_a_stack_is_created_and_its_queue_is_drained(aws: Aws, database: Databas
 
     assert drained.returncode == 0, drained.stderr
     assert drained.stdout.startswith("received 50: landed 50, ")
+    assert queues_in_raw(database) == [(DECLARED,)]
 
 
 def test_a_stack_with_lambda_drains_its_queue_with_the_password_of_its_secret(aws: Aws, database: Database):
@@ -173,13 +183,15 @@ def test_a_stack_with_lambda_drains_its_queue_with_the_password_of_its_secret(aw
     password = {"username": login.pop("PGUSER"), "password": login.pop("PGPASSWORD")}
     aws.client("secretsmanager").put_secret_value(SecretId=secret, SecretString=json.dumps(password))
     send(aws, url, 30)
-    with running(login | aws.env | {"LOADER_SECRET": secret}) as process:
+    name = {"LOADER_QUEUE_NAME": function["Environment"]["Variables"]["LOADER_QUEUE_NAME"]}
+    with running(login | aws.env | name | {"LOADER_SECRET": secret}) as process:
         loading = Loading(database, sqs, url, {})
         while sum(loading.waiting()):
             records = received(loading)
             settle(loading, records, process.invoke(*records) if records else [])
 
     assert loading.query("select count(*), count(distinct message_id) from raw.sqs_messages") == [(30, 30)]
+    assert queues_in_raw(database) == [(DECLARED,)]
 
 
 def test_an_account_can_have_several_stacks(aws: Aws):
@@ -214,14 +226,17 @@ def test_nothing_runs_before_the_stack_is_live(aws: Aws):
         )
         schedules = {each["State"] for each in aws.client("scheduler").list_schedules()["Schedules"]}
         (instance,) = aws.client("rds").describe_db_instances()["DBInstances"]
-        alarms = {each["ActionsEnabled"] for each in aws.client("cloudwatch").describe_alarms()["MetricAlarms"]}
+        alarms = aws.client("cloudwatch").describe_alarms()["MetricAlarms"]
+        # A metric without data is trouble: such an alarm would be on before it may notify, and stay so in silence.
+        waiting = [each for each in alarms if each["TreatMissingData"] == "breaching"]
+        alarms = len(waiting), {each["ActionsEnabled"] for each in alarms}
         return described["services"][0]["desiredCount"], schedules, instance["DeletionProtection"], alarms
 
     aws.deploy("production")
-    assert state() == (0, {"DISABLED"}, False, {False})
+    assert state() == (0, {"DISABLED"}, False, (0, {False}))
 
     aws.deploy("production", update=True, Live="yes")
-    assert state() == (1, {"ENABLED"}, True, {True})
+    assert state() == (1, {"ENABLED"}, True, (3, {True}))
 
 
 def test_a_new_image_is_migrated_before_its_loader_starts(aws: Aws):

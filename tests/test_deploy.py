@@ -240,8 +240,16 @@ def test_metrics_are_served_where_they_are_looked_for():
     (deployment, *_) = documents(DEPLOY / "kubernetes" / "loader.yaml")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     (health,) = re.findall(r"127\.0\.0\.1:(\d+)/metrics", (DEPLOY / "Dockerfile").read_text())
+    (task,) = resources()["LoaderTask"]["Properties"]["ContainerDefinitions"]
+    (ecs,) = re.findall(r"127\.0\.0\.1:(\d+)/metrics", task["HealthCheck"]["Command"][-1])
+    assert f"--metrics-port {ecs}" in " ".join(task["Command"])
 
-    assert served == {health, str(scraped["dns_sd_configs"][0]["port"]), str(container["ports"][0]["containerPort"])}
+    assert served == {
+        health,
+        ecs,
+        str(scraped["dns_sd_configs"][0]["port"]),
+        str(container["ports"][0]["containerPort"]),
+    }
 
 
 # The clock: Kubernetes and ECS do the same, as often, as the same login and for as long at most.

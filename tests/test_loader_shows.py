@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
@@ -11,12 +12,15 @@ import urllib.request
 from datetime import timedelta
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from loader.doctor import retention
 from loader.errors import NoSqs
 from loader.report import Look, Report, progress_line
+from local.processes import free_port
 from tests import faults
+from tests.conftest import ROOT
 from tests.loading import Loading, a_loading, create_queue, end, until
 
 loading = pytest.fixture(a_loading)
@@ -139,6 +143,30 @@ def test_the_metrics_agree_with_the_result(loading: Loading):
     assert metrics["loader_database_up"] == 1
     assert metrics["loader_last_success_timestamp_seconds"] > 1_700_000_000
     assert {"loader_backlog", "loader_oldest_message_seconds"} <= metrics.keys()
+
+
+def health_checks() -> dict[str, list[str]]:
+    """The commands by which Docker and ECS ask a loader."""
+    (command,) = re.findall(r"^HEALTHCHECK.*\n *CMD (.*)$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
+    template = (ROOT / "deploy" / "aws" / "pipeline.yaml").read_text()
+    (ecs,) = re.findall(r"HealthCheck:\n((?: {12}.*\n)+)", template)
+    return {"docker": json.loads(command), "ecs": yaml.safe_load(ecs)["Command"][1:]}
+
+
+@pytest.mark.parametrize("where", ["docker", "ecs"])
+def test_a_loader_that_waits_for_messages_is_healthy(loading: Loading, where: str):
+    port = free_port("127.0.0.1", 0)
+    python, *arguments = (word.replace(":9108/", f":{port}/") for word in health_checks()[where])
+    asked = [sys.executable, *arguments]
+    assert python == "python"
+    assert subprocess.run(asked, stderr=subprocess.DEVNULL).returncode == 1  # nothing runs there
+
+    loader = loading.start("--follow", "--workers", "1", "--metrics-port", str(port))
+    try:
+        until(lambda: subprocess.run(asked, stderr=subprocess.DEVNULL).returncode == 0)
+    finally:
+        loader.terminate()
+        end(loader)
 
 
 @pytest.mark.parametrize(("options", "answers"), [([], False), (["--metrics-host", "0.0.0.0"], True)])

@@ -45,6 +45,12 @@ def test_what_is_missing_is_said_with_its_remedy(fresh, script, sentence):
     assert "Traceback" not in result.stderr
 
 
+def test_settings_that_could_not_be_written_are_not_there(fresh):
+    """An empty file would be up to date for the next `make prod.env`."""
+    assert make("prod.env", "PYTHON=missing", folder=fresh).returncode == 2
+    assert not (fresh / "prod.env").exists()
+
+
 # Plays Python and its pip: makes a .venv of itself, and collects 45 packages.
 PIP = """#!/bin/sh
 case "$*" in

@@ -18,6 +18,12 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 [TYPED] = re.findall(r"\n\n((?: {4}.*\n)* {4}export ENV_FILE=.*\n(?: {4}.*\n)*)", README)
 
+LOGIN_ELSEWHERE = (
+    "ENV_FILE=other.env make login NAME=eve || true",
+    'eval "$(make -s env ENV_FILE=prod.env AS=migrator)"',
+    "psql -XAtc \"select count(*) from pg_roles, pg_database where rolname = 'eve' or datname = 'mistake'\"",
+)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -75,9 +81,21 @@ def test_every_command_works_as_written(type_lines, servers, folder):
     assert as_ada.stdout == "ada|1\n"
     assert "permission denied for schema raw" in as_ada.stderr
 
+    mistaken = type_lines("sed 's/^PGDATABASE=.*/PGDATABASE=mistake/' prod.env > other.env", *LOGIN_ELSEWHERE)
+    assert "There is no database mistake: correct PGDATABASE" in mistaken.stderr
+    assert (mistaken.stdout, (folder / "eve.env").exists()) == ("0\n", False)
+
+    for name in ("", "a/b", "-x", "analyst", "loader_user", "migrator"):
+        refused = type_lines("export ENV_FILE=prod.env", f"make login NAME={name}")
+        assert refused.returncode == 2
+        assert "a name of letters" in refused.stderr or f"{name} is a role of the pipeline" in refused.stderr
+        assert not (folder / f"{name}.env").exists()
+    assert type_lines("export ENV_FILE=prod.env", "make doctor").returncode == 0  # with the loader's own password
+
     others = ("rm ada.env", "make login NAME=ada", "make rotate-key", "make attest")
     again = type_lines("export ENV_FILE=prod.env", *others)
     assert again.returncode == 0, again.stdout + again.stderr
+    assert "already a member" not in again.stderr
 
 
 @pytest.fixture
@@ -95,7 +113,7 @@ OWN = "PGHOST=db.example.com\n" + "".join(f"{login.upper()}_PASSWORD='of {login}
 @pytest.mark.parametrize("login", LOGINS)
 def test_a_program_gets_the_password_of_its_login_and_no_other(file, login):
     given = settings.environment(file(OWN), login, {"PGPASSWORD": "of another server", "PGSERVICE": "x", "HOME": "/"})
-    server = {"PGHOST": "db.example.com", "PGSSLMODE": "verify-full"}
+    server = {"PGHOST": "db.example.com", "PGSSLMODE": "verify-full", "PGDATABASE": "logins"}
     assert given == server | {"HOME": "/", "PGUSER": login, "PGPASSWORD": f"of {login}"}
 
 
@@ -112,7 +130,7 @@ def test_a_server_elsewhere_has_to_show_its_certificate(file, text, mode):
 
 
 def test_bootstrap_gets_the_passwords_of_all_logins_as_the_superuser_of_the_file(file):
-    given = settings.environment(file(OWN + "POSTGRES_USER=master\nPOSTGRES_PASSWORD=$x\n"), SUPERUSER, {})
+    given = settings.environment(file(OWN + "POSTGRES_USER=master\nPOSTGRES_PASSWORD='$x'\n"), SUPERUSER, {})
     assert (given["PGUSER"], given["PGPASSWORD"]) == ("master", "$x")
     assert {f"{login.upper()}_PASSWORD": f"of {login}" for login in LOGINS}.items() <= given.items()
 
@@ -120,7 +138,44 @@ def test_bootstrap_gets_the_passwords_of_all_logins_as_the_superuser_of_the_file
 def test_the_login_of_a_file_for_one_login_goes_before_that_of_the_command(file):
     text = "PGHOST=::1\nexport PGUSER=ada # her own\nPGPASSWORD='a b'"
     given = settings.environment(file(text), "analyst_user", {})
-    assert given == {"PGHOST": "::1", "PGUSER": "ada", "PGPASSWORD": "a b"}
+    assert given == {"PGHOST": "::1", "PGDATABASE": "logins", "PGUSER": "ada", "PGPASSWORD": "a b"}
+
+
+@pytest.mark.parametrize(("text", "name"), [("", "logins"), ("PGDATABASE=", "logins"), ("PGDATABASE=own", "own")])
+@pytest.mark.parametrize("login", [SUPERUSER, "migrator"])
+def test_every_program_works_in_the_database_that_bootstrap_creates(file, login, text, name):
+    """libpq would look for one with the login's name."""
+    assert settings.environment(file(f"PGHOST=h\n{text}"), login, {})["PGDATABASE"] == name
+
+
+@pytest.mark.parametrize(
+    ("text", "password"),
+    [
+        pytest.param("PGPASSWORD=a#b", "a#b", id="number-sign"),
+        pytest.param("PGPASSWORD=#b", "#b", id="number-sign-first"),
+        pytest.param("PGPASSWORD=ab # don't tell", "ab", id="comment"),
+        pytest.param("# don't tell\nPGPASSWORD=ab", "ab", id="apostrophe-in-a-comment"),
+        pytest.param("PGPASSWORD='a$\\\"#b c'", 'a$\\"#b c', id="single-quotes"),
+        pytest.param('PGPASSWORD="a\'b"', "a'b", id="double-quotes"),
+        pytest.param("  export PGPASSWORD='ab' \r\n", "ab", id="export-and-the-end-of-lines-of-windows"),
+        pytest.param("\ufeffPGPASSWORD=ab", "ab", id="byte-order-mark"),
+        pytest.param("PGPASSWORD='a\u2028b'", "a\u2028b", id="other-separator-of-lines"),
+        pytest.param("PGPASSWORD=geheim-\u00e4", "geheim-\u00e4", id="umlaut"),
+        pytest.param("PGPASSWORD=''", None, id="empty"),
+    ],
+)
+def test_a_value_is_what_a_shell_and_compose_take_it_for(tmp_path, text, password):
+    (tmp_path / "own.env").write_bytes(text.encode())
+    assert settings.read(tmp_path / "own.env").get("PGPASSWORD") == password
+    shell = f"set -a; . {tmp_path}/own.env; printenv PGPASSWORD"
+    if "\ufeff" not in text and "\r" not in text:  # which a shell would take for letters
+        assert subprocess.run(["sh", "-c", shell], capture_output=True, text=True).stdout == f"{password or ''}\n"
+
+
+@pytest.mark.parametrize("value", ["a'b", "a b", "a'$b", "\u00e4#"])
+def test_what_is_written_is_read_again(tmp_path, value):
+    settings.write(tmp_path / "new.env", {"PGPASSWORD": value})
+    assert settings.read(tmp_path / "new.env") == {"PGPASSWORD": value}
 
 
 @pytest.mark.parametrize(
@@ -131,6 +186,11 @@ def test_the_login_of_a_file_for_one_login_goes_before_that_of_the_command(file)
         pytest.param("PGHOST=h\n\nPGUSER", "line 3: expected NAME=value", id="no-value"),
         pytest.param("PGHOST='h", "line 1: expected NAME=value", id="open-quote"),
         pytest.param("PGHOST=h PGPORT=1", "line 1: expected NAME=value", id="two-in-a-line"),
+        pytest.param("PGPASSWORD=a$b", "line 1: expected NAME=value", id="expanded-by-shells-and-compose"),
+        pytest.param('PGPASSWORD="a$b"', "line 1: expected NAME=value", id="expanded-in-double-quotes"),
+        pytest.param("PGPASSWORD=a\\b", "line 1: expected NAME=value", id="backslash"),
+        pytest.param("PGPASSWORD=a;b", "line 1: expected NAME=value", id="two-commands-in-a-shell"),
+        pytest.param("PGPASSWORD = a", "line 1: expected NAME=value", id="blanks-around-the-sign"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_a_sentence_that_shows_no_value(file, text, sentence):

@@ -49,6 +49,20 @@ def test_what_dbt_has_not_taken_waits(cursor):
     assert health(cursor, "landed_to_analytics = interval '1 hour'") == (True,)
 
 
+def test_an_open_rotation_is_seen(cursor):
+    assert health(cursor, "rotation_is_open") == (False,)
+    cursor.execute("grant execute on function masking.carried_over to transformer")
+    assert health(cursor, "rotation_is_open") == (True,)
+
+
+def test_a_sequence_behind_its_ledger_is_seen(cursor):
+    assert health(cursor, "sequence_is_behind") == (False,)
+    ahead = "select last_value + 1, 'login-queue', 0, 0, 0 from raw.load_id_seq"
+    cursor.execute("set local session_replication_role = replica")  # as a restore does: no trigger takes a number
+    cursor.execute(f"insert into raw.loads (load_id, queue, received, landed, duplicates) {ahead}")
+    assert health(cursor, "sequence_is_behind") == (True,)
+
+
 def test_redeliveries_alone_do_not_wait(cursor):
     cursor.execute("insert into raw.loads (queue, received, landed, duplicates) values ('login-queue', 2, 0, 2)")
     assert health(cursor, "duplicates, untransformed, landed_to_analytics = interval '0'") == (2, 0, True)

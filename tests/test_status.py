@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import botocore.session
 import pytest
-from botocore.stub import Stubber
+from botocore.stub import ANY, Stubber
 from click.testing import CliRunner
 from psycopg2.extras import RealDictCursor
 
@@ -212,6 +212,8 @@ def test_a_queue_that_nobody_empties_needs_a_person(waiting, oldest, newest_load
             "newest_load_at": newest_load_at,
             "landed_to_analytics": timedelta(0),
             "unaccounted": 0,
+            "rotation_is_open": False,
+            "sequence_is_behind": False,
             "queues": {"logins": {"newest_load_at": newest_load_at, "rejections_jumped": False}},
         },
     )
@@ -246,6 +248,22 @@ def test_a_jump_in_the_share_of_rejections_needs_a_person(built, ask):
     assert "22 of 24 messages from login-queue were rejected in 24 hours, far more than before" in answer.stdout
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("grant execute on function masking.carried_over to transformer", "A key rotation has begun and has not ended"),
+        ("select setval('raw.load_id_seq', 1, false)", "raw.load_id_seq is behind the ledger"),
+    ],
+)
+def test_what_stops_the_pipeline_is_told(built, ask, change, told):
+    with copy(built) as database:
+        with closing(database.connect("postgres")) as connection, connection, connection.cursor() as cursor:
+            cursor.execute(change)
+        answer = ask(database=database)
+    assert answer.exit_code == NOT_WELL
+    assert told in answer.stdout
+
+
 def test_cloudwatch_tells_the_age_of_the_oldest(built, ask, sqs, queue, monkeypatch):
     given = {"region_name": "us-east-1", "aws_access_key_id": "x", "aws_secret_access_key": "x"}
     cloudwatch = botocore.session.get_session().create_client("cloudwatch", **given)
@@ -254,8 +272,11 @@ def test_cloudwatch_tells_the_age_of_the_oldest(built, ask, sqs, queue, monkeypa
     sqs.send_message(QueueUrl=queue.url, MessageBody="{}")
 
     with Stubber(cloudwatch) as stub:
-        stub.add_response("get_metric_statistics", {"Label": "age", "Datapoints": points})
-        answer = ask("--max-lag", "7200")
+        asked = dict.fromkeys(("Namespace", "MetricName", "StartTime", "EndTime", "Period", "Statistics"), ANY)
+        # the queue's own name, whatever its messages land under
+        asked["Dimensions"] = [{"Name": "QueueName", "Value": queue.name}]
+        stub.add_response("get_metric_statistics", {"Label": "age", "Datapoints": points}, asked)
+        answer = ask("--max-lag", "7200", "--queue-url", queue.url, "--queue-name", "login-queue")
     assert answer.exit_code == NOT_WELL
     assert "Oldest             2 h   on the queue" in answer.stdout
 

@@ -38,9 +38,15 @@ def purge(context: dg.OpExecutionContext) -> None:
     make(context, "purge")
 
 
+@dg.op
+def attest(context: dg.OpExecutionContext) -> None:
+    make(context, "attest")
+
+
 @dg.job
 def retention() -> None:
     purge()
+    attest()
 
 
 pipeline = dg.define_asset_job("pipeline", [sqs_messages, user_logins])
