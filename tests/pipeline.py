@@ -13,8 +13,11 @@ from pathlib import Path
 from unittest import mock
 
 from dbt.cli.main import dbtRunner
+from dbt_common.behavior_flags import BehaviorFlagRendered
 
 DBT_PROJECT = Path(__file__).parents[1] / "dbt_project"
+# dbt asks for its own name by reading the source of all that called it: here, pytest's whole stack, a twelfth of a run.
+SHALLOW = mock.patch.object(BehaviorFlagRendered, "_default_source", return_value="tests")
 
 LAND = """
 insert into raw.sqs_messages (message_id, queue, body, sent_at, load_id)
@@ -96,7 +99,7 @@ def invoke(runner: dbtRunner, database, login: str, arguments: Sequence[str], ex
             # These read no data, and take a third of a build: test_dbt_boundary runs them once on each PostgreSQL.
             settings["DBT_EXCLUDE_RESOURCE_TYPES"] = "unit_test"
         environment = database.env(login) | {name: str(value) for name, value in settings.items()}
-        with mock.patch.dict(os.environ, environment), contextlib.redirect_stdout(said):
+        with mock.patch.dict(os.environ, environment), contextlib.redirect_stdout(said), SHALLOW:
             result = runner.invoke([*arguments])
     assert expect in (None, result.success), said.getvalue()
     return result
