@@ -19,7 +19,9 @@ MARGIN = 10.0  # seconds of the function's timeout that are left when it stops w
 
 
 def handler(event: Any, context: Any) -> dict[str, list[dict[str, str]]]:
-    """Lands the messages of one event, all of one queue, in raw.sqs_messages: under LOADER_QUEUE_NAME, if it is set.
+    """Lands the messages of one event, all of one queue, in raw.sqs_messages.
+
+    They land under LOADER_QUEUE_NAME, or else the queue's own name: a function for several queues leaves it unset.
 
     Returns Lambda's partial batch response: `batchItemFailures` has the ids of the messages that SQS is to deliver
     again; Lambda deletes the others. An error that concerns all messages is one line in the log, not an exception.
