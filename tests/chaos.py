@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,6 +233,7 @@ class Place:
     officer: Officer
     pool: int | None  # PgBouncer's port
     disk: Path | None  # of the tables
+    wal_disk: Path | None
     dbt: DbtServer | None = None
 
     @property
@@ -264,7 +266,7 @@ def children_of(parent: int) -> list[int]:
 PRISTINE = "pristine"
 
 
-DISK = 96  # MiB
+DISK, WAL_DISK = 96, 512  # MiB
 NEW_MOUNTS = 0x20000  # CLONE_NEWNS
 
 
@@ -275,22 +277,31 @@ def has_mounts_of_its_own() -> bool:
     return subprocess.run(["mount", "--make-rprivate", "/"], capture_output=True).returncode == 0
 
 
-def small_disk(stack: Stack) -> Path:
-    """A disk, with a folder for tables."""
-    disk = stack.folder / "disk"
+def small_disk(stack: Stack, name: str, size: int) -> Path:
+    """A disk of so many MiB, with a folder for PostgreSQL."""
+    disk = stack.folder / f"disk-of-{name}"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", disk], check=True)
-    (disk / "tables").mkdir()
-    stack._account.own(disk / "tables")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", disk], check=True)
+    (disk / name).mkdir()
+    stack._account.own(disk / name)
     return disk
 
 
+def move_wal(stack: Stack, disk: Path) -> None:
+    stack.stop_postgres()
+    there = stack.folder / "postgres" / "data" / "pg_wal"
+    subprocess.run(["cp", "-a", f"{there}/.", disk / "wal"], check=True)
+    shutil.rmtree(there)
+    there.symlink_to(disk / "wal")
+    stack.start_postgres()
+
+
 @contextlib.contextmanager
-def temporary_place(with_small_disk: bool = False) -> Iterator[Place]:
-    """A disk of its own for the tables makes mounts of this process's own, where that is possible."""
-    with_small_disk = with_small_disk and has_mounts_of_its_own()
+def temporary_place(with_small_disks: bool = False) -> Iterator[Place]:
+    """Disks of their own for the tables and for the WAL make mounts of this process's own, where that is possible."""
+    with_small_disks = with_small_disks and has_mounts_of_its_own()
     with contextlib.ExitStack() as opened:
-        stack = opened.enter_context(temporary_stack(settings=LOUD))
+        stack = opened.enter_context(temporary_stack(settings=LOUD | {"max_wal_size": "96MB", "min_wal_size": "32MB"}))
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="masked-logins-chaos-")))
         weather, environment = Weather(), stack.environment(SUPERUSER)
         proxy = opened.enter_context(faults.sqs_proxy(environment["AWS_ENDPOINT_URL"], weather.at_sqs))
@@ -302,8 +313,11 @@ def temporary_place(with_small_disk: bool = False) -> Iterator[Place]:
         loader = stack.environment("loader_user") | proxies
         pool = opened.enter_context(pgbouncer(loader)) if PGBOUNCER else None
         root = signups.with_signups(folder / "programs")
-        disk = small_disk(stack) if with_small_disk else None
-        place = Place(stack, folder, root, weather, sqs, proxies, Officer(folder / "officer"), pool, disk)
+        disk = small_disk(stack, "tables", DISK) if with_small_disks else None
+        wal_disk = small_disk(stack, "wal", WAL_DISK) if with_small_disks else None
+        if wal_disk:
+            move_wal(stack, wal_disk)
+        place = Place(stack, folder, root, weather, sqs, proxies, Officer(folder / "officer"), pool, disk, wal_disk)
 
         migrate = [sys.executable, *MIGRATE.arguments]
         subprocess.run(migrate, cwd=root, env=place.env(MIGRATE.login), check=True, capture_output=True)
@@ -438,6 +452,11 @@ class Run:
         self.under_way.close()
         self.ends = []
         self.query(CALM)  # what a fault could not end while the server was away
+
+    def start_postgres(self) -> None:
+        """But where there is no room for its WAL: then, whoever makes room does it."""
+        if not (self.place.wal_disk and (self.place.wal_disk / "filler").exists()):
+            self.place.stack.start_postgres()
 
     def thaw(self) -> None:
         self.place.signal_postgres(signal.SIGCONT)
@@ -801,7 +820,7 @@ def postgres_stopped(run: Run, mode: str) -> Iterator[None]:
     run.thaw()
     run.place.stack.stop_postgres(mode)
     yield
-    run.place.stack.start_postgres()
+    run.start_postgres()
 
 
 @entry(FAULTS, weight=1, lasts=between(0.5, 5))
@@ -851,8 +870,30 @@ def disk_full(run: Run, left: int) -> Iterator[None]:
     if not run.place.disk:
         yield
         return
-    filler = run.place.disk / "filler"
-    free = os.statvfs(run.place.disk)
+    with filled(run.place.disk, left):
+        yield
+
+
+@entry(FAULTS, weight=0.7, in_short_runs=False, lasts=between(0.5, 4))
+@contextlib.contextmanager
+def wal_disk_full(run: Run) -> Iterator[None]:
+    """The server ends with a PANIC when it needs another file for its WAL, and does not come up without one."""
+    if not run.place.wal_disk:
+        yield
+        return
+    run.thaw()
+    with filled(run.place.wal_disk):
+        with contextlib.suppress(psycopg2.Error):
+            for _ in range(8):  # as many as are there already
+                run.query("select pg_logical_emit_message(true, '', ''), pg_switch_wal()")
+        yield
+    run.start_postgres()
+
+
+@contextlib.contextmanager
+def filled(disk: Path, left: int = 0) -> Iterator[None]:
+    """But for so many KiB."""
+    filler, free = disk / "filler", os.statvfs(disk)
     size = free.f_bavail * free.f_bsize - left * 1024
     with contextlib.suppress(OSError), filler.open("ab") as file:
         os.posix_fallocate(file.fileno(), file.tell(), max(size, 1))
@@ -1151,7 +1192,7 @@ def main(seed: int, minutes: float, seeds: int, replay: Path | None, is_shrunk: 
     """Run the pipeline with random faults, by seed, and check every invariant. Exit status 1 if one is broken."""
     pytest_configure()  # nothing of the caller's
     failed = 0
-    with temporary_place(with_small_disk=True) as place:
+    with temporary_place(with_small_disks=True) as place:
         for number in range(seed, seed + (1 if replay else seeds)):
             plan = read_plan(replay) if replay else make_plan(number, minutes * 60)
             name = replay.stem if replay else f"chaos-{number}"
