@@ -130,7 +130,7 @@ contract: install  ## update privacy/contract.txt after a change in migrations/
 	@$(BIN)/python -m tests.contract
 
 attest: install  ## compare the live database with the project (ARGS='--json' for machines)
-	@$(LOCAL) run --as backup_user -- $(PRIVACY) attest $(ARGS)
+	@$(LOCAL) run --as monitor_user -- $(PRIVACY) attest $(ARGS)
 
 purge: install  ## delete old messages from raw that dbt has processed (KEEP_DAYS=30)
 	@$(LOCAL) run --as privacy_officer_user -- $(PRIVACY) purge $(if $(KEEP_DAYS),--keep-days "$$KEEP_DAYS")

@@ -1,4 +1,4 @@
-"""python -m privacy attest: what the live database allows, against what the project says. Reads; changes nothing."""
+"""python -m privacy attest: what the live database allows, against what the project says."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -231,7 +231,7 @@ select
     or m.roleid::regrole::text ~ '^pg_' and (
         m.member::regrole::text in ({JOINED})
         or m.roleid::regrole::text ~ '(server|all_data|signal|checkpoint|maintain|create_sub)'
-        and m.member::regrole::text <> 'backup_user'
+        and m.member::regrole::text <> 'backup_user' and m.member::regrole::text !~ '^rds'
     )
 from pg_auth_members as m
 where
@@ -248,6 +248,14 @@ select
         case when rolbypassrls then 'bypasses row security' end, case when rolcreaterole then 'creates roles' end
     ),
     oid <> 10 and rolname !~ '^rds' and (rolname <> 'backup_user' or rolsuper or rolcreaterole)
+    -- RDS: the master user, who stands in for a superuser there
+    and not (
+        not rolsuper and not rolreplication and not rolbypassrls
+        and exists (
+            select from pg_auth_members
+            where member = pg_roles.oid and roleid = to_regrole('rds_superuser')
+        )
+    )
 from pg_roles
 where (rolsuper or rolreplication or rolbypassrls or rolcreaterole) and rolname !~ '^pg_'
 order by rolname
@@ -301,6 +309,8 @@ select
 # As masking.is_rotation_open(), which a reviewer may not call.
 ROTATION = "select has_function_privilege('transformer', 'masking.carried_over(text, text, integer)', 'execute')"
 
+RECORD = "insert into privacy.attestations (failed) values (%s)"
+
 
 @dataclass(frozen=True)
 class Item:
@@ -327,6 +337,12 @@ def reading() -> Iterator[Cursor]:
         connection.set_session(readonly=True, isolation_level="REPEATABLE READ")
         cursor.execute(WRITTEN_ONE_WAY)
         yield cursor
+
+
+def record(failed: int) -> None:
+    """Keeps how many items were off, for alerts. Raises psycopg2.Error."""
+    with closing(postgres.connect("attest")) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(RECORD, [failed])
 
 
 def examine(cursor: Cursor, max_key_age_days: int = 400) -> Iterator[Item]:

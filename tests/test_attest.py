@@ -8,7 +8,7 @@ import pytest
 
 from privacy import attest
 from tests.officer import as_superuser, privacy
-from tests.pipeline import dbt, land
+from tests.pipeline import dbt, land, query
 
 TAKEN = "staging.int_messages__masked"
 
@@ -247,12 +247,12 @@ def test_a_function_with_another_body_is_reported(built):
 
 
 def test_the_command_ends_with_11_when_something_is_off(built):
-    well = privacy(built, "attest", login="backup_user")
+    well = privacy(built, "attest", login="monitor_user")
     assert (well.returncode, well.stderr) == (0, ""), well.stdout
     assert "ok    record       last audit entry: none" in well.stdout
 
     as_superuser(built, "grant select on raw.sqs_messages to analyst; select 1")
-    off = privacy(built, "attest", "--json", login="backup_user")
+    off = privacy(built, "attest", "--json", login="monitor_user")
     as_superuser(built, "revoke select on raw.sqs_messages from analyst; select 1")
 
     assert off.returncode == 11
@@ -269,7 +269,40 @@ def test_the_command_ends_with_11_when_something_is_off(built):
 def test_who_may_not_see_it_all_is_told_who_may(built):
     refused = privacy(built, "attest", login="analyst_user")
     assert refused.returncode == 4
-    assert "Run it as a login in pg_read_all_data, or as superuser" in refused.stderr
+    assert "Run it as a login in the role monitor, or as superuser" in refused.stderr
+
+
+@pytest.mark.parametrize("login", ["backup_user", "postgres"])
+def test_the_login_of_monitoring_sees_as_much_as_one_that_reads_everything(built, login):
+    assert privacy(built, "attest", login="monitor_user").stdout == privacy(built, "attest", login=login).stdout
+
+
+def test_the_outcome_is_recorded_when_asked_for_and_only_then(built):
+    def recorded() -> list[tuple]:
+        return query(built, "select login, failed from privacy.attestations order by at", login="monitor_user")
+
+    privacy(built, "attest", login="monitor_user")
+    assert recorded() == []
+
+    well = privacy(built, "attest", "--record", login="monitor_user")
+    as_superuser(built, "grant select on raw.sqs_messages to analyst; select 1")
+    off = privacy(built, "attest", "--record", login="monitor_user")
+    as_superuser(built, "revoke select on raw.sqs_messages from analyst; select 1")
+
+    assert (well.returncode, off.returncode) == (0, 11)
+    assert recorded() == [("monitor_user", 0), ("monitor_user", 1)]
+
+
+def test_the_master_user_and_the_roles_of_rds_are_no_drift(built):
+    with superuser(built) as cursor:
+        cursor.execute(
+            "create role rds_superuser; create role rds_replication replication; create role rdsadmin superuser;"
+            "create role master createrole createdb login in role rds_superuser;"
+            "grant pg_signal_backend, pg_checkpoint, pg_read_all_data to rds_superuser with admin option"
+        )
+        assert found_off(cursor) == {}
+        cursor.execute("alter role master replication")
+        assert list(found_off(cursor)) == ["master: replication, creates roles"]
 
 
 def test_it_changes_nothing(built, monkeypatch):

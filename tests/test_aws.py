@@ -236,7 +236,7 @@ def test_nothing_runs_before_the_stack_is_live(aws: Aws):
     assert state() == (0, {"DISABLED"}, False, (0, {False}))
 
     aws.deploy("production", update=True, Live="yes")
-    assert state() == (1, {"ENABLED"}, True, (3, {True}))
+    assert state() == (1, {"ENABLED"}, True, (4, {True}))
 
 
 def test_a_new_image_is_migrated_before_its_loader_starts(aws: Aws):
@@ -247,7 +247,7 @@ def test_a_new_image_is_migrated_before_its_loader_starts(aws: Aws):
 
     images = {
         task: aws.container("production", task)["image"]
-        for task in ("BootstrapTask", "MigrateTask", "LoaderTask", "DbtTask", "PurgeTask")
+        for task in ("BootstrapTask", "MigrateTask", "LoaderTask", "DbtTask", "PurgeTask", "AttestTask")
     }
     assert images == {
         "BootstrapTask": "masked-logins:3",
@@ -255,4 +255,5 @@ def test_a_new_image_is_migrated_before_its_loader_starts(aws: Aws):
         "LoaderTask": old,
         "DbtTask": old,
         "PurgeTask": old,
+        "AttestTask": old,
     }

@@ -390,7 +390,7 @@ def is_counted(pattern: str, line: str) -> bool:
 
 def counted_by_alarms(database: Database) -> dict[str, int]:
     """What the metrics are after each scheduled command has run once, as the image runs it."""
-    logins = {"transformer": "transformer_user", "retention": "retention_user"}
+    logins = {"transformer": "transformer_user", "retention": "retention_user", "monitor": "monitor_user"}
     lines = []
     for command, (_, _, login) in by_schedules().items():
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

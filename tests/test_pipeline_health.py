@@ -119,7 +119,7 @@ def test_the_monitor_sees_this_and_nothing_else(built):
         assert health(cursor, "unaccounted") == (0,)
         for table in ("analytics.user_logins", "analytics.rejected_messages", "raw.loads", "masking.keys"):
             with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-                cursor.execute(f"select from {table}")
+                cursor.execute(f"select * from {table}")
 
 
 def test_the_timer_that_purges_can_neither_recover_nor_forget(built):

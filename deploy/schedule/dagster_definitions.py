@@ -11,10 +11,10 @@ UNDER_WAY = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.Dagste
 RETRY = dg.RetryPolicy(max_retries=2, delay=30)  # each step is idempotent
 
 
-def make(context: dg.AssetExecutionContext | dg.OpExecutionContext, target: str) -> None:
+def make(context: dg.AssetExecutionContext | dg.OpExecutionContext, target: str, *variables: str) -> None:
     """Run a target of the Makefile, on the servers that the environment names."""
     done = subprocess.run(
-        ["make", "-s", target], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ["make", "-s", target, *variables], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     context.log.info(done.stdout)
     if done.returncode:
@@ -40,7 +40,7 @@ def purge(context: dg.OpExecutionContext) -> None:
 
 @dg.op
 def attest(context: dg.OpExecutionContext) -> None:
-    make(context, "attest")
+    make(context, "attest", "ARGS=--record")
 
 
 @dg.job
