@@ -194,6 +194,18 @@ def test_a_stack_with_lambda_drains_its_queue_with_the_password_of_its_secret(aw
     assert queues_in_raw(database) == [(DECLARED,)]
 
 
+def test_both_queues_refuse_requests_without_tls(aws: Aws):
+    aws.deploy("production")
+    sqs, resources = aws.client("sqs"), aws.resources("production")
+    for name in ("Queue", "DeadLetters"):
+        wanted = {"QueueUrl": resources[name], "AttributeNames": ["Policy", "QueueArn"]}
+        attributes = sqs.get_queue_attributes(**wanted)["Attributes"]
+        (statement,) = json.loads(attributes["Policy"])["Statement"]
+        assert (statement["Effect"], statement["Principal"], statement["Action"]) == ("Deny", "*", "sqs:*")
+        assert statement["Resource"] == attributes["QueueArn"]
+        assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
 def test_an_account_can_have_several_stacks(aws: Aws):
     assert aws.deploy("production") == "CREATE_COMPLETE"
     assert aws.deploy("staging", RunOn="lambda") == "CREATE_COMPLETE"
