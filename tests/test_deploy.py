@@ -9,9 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import botocore.session
 import psycopg2
@@ -368,6 +372,71 @@ def test_kubernetes_applies_everything_but_the_programs_first():
     assert {"Namespace", "ExternalSecret", "Job"} <= set(first)
     assert not {"Deployment", "CronJob", "ScaledObject"} & set(first)
     assert {"Deployment", "CronJob", "ScaledObject"} <= set(second)
+
+
+class Kubernetes(BaseHTTPRequestHandler):
+    """As much of an API server as `kubectl wait` asks: one job, with the conditions that are set here."""
+
+    conditions: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        conditions = [{"type": each, "status": "True"} for each in self.conditions]
+        job = {"kind": "Job", "apiVersion": "batch/v1", "metadata": {"name": "migrate", "namespace": "masked-logins"}}
+        job["metadata"] |= {"resourceVersion": "1", "uid": "1"}
+        verbs = ["get", "list", "watch"]
+        resource = {"name": "jobs", "singularName": "job", "namespaced": True, "kind": "Job", "verbs": verbs}
+        version = {"groupVersion": "batch/v1", "version": "v1"}
+        path, _, options = self.path.partition("?")
+        answer = {
+            "/api": {"kind": "APIVersions", "versions": []},
+            "/apis": {
+                "kind": "APIGroupList",
+                "groups": [{"name": "batch", "versions": [version], "preferredVersion": version}],
+            },
+            "/apis/batch/v1": {"kind": "APIResourceList", "groupVersion": "batch/v1", "resources": [resource]},
+            "/apis/batch/v1/namespaces/masked-logins/jobs": {
+                "kind": "JobList",
+                "apiVersion": "batch/v1",
+                "metadata": {"resourceVersion": "1"},
+                "items": [job | {"status": {"conditions": conditions}}],
+            },
+            "/apis/batch/v1/namespaces/masked-logins/jobs/migrate": job | {"status": {"conditions": conditions}},
+        }.get(path)
+        self.send_response(200 if answer else 404)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        if "watch=true" in options:
+            return time.sleep(0.1)  # no event; then kubectl lists again
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("conditions", "ends_well"),
+    [
+        pytest.param(["SuccessCriteriaMet", "Complete"], True, id="completed"),
+        pytest.param(["FailureTarget", "Failed"], False, id="failed"),
+    ],
+)
+def test_waiting_for_the_migration_ends_when_it_fails_too(tmp_path, monkeypatch, conditions, ends_well):
+    if not shutil.which("kubectl"):
+        pytest.skip("there is no kubectl here")
+    commands = re.findall(
+        r"^#   (kubectl .* wait .*)$", (DEPLOY / "kubernetes" / "kustomization.yaml").read_text(), re.M
+    )
+    monkeypatch.setattr(Kubernetes, "conditions", conditions)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Kubernetes) as server:
+        threading.Thread(target=server.serve_forever).start()
+        client = f"kubectl --server=http://127.0.0.1:{server.server_port} --cache-dir={tmp_path}"
+        script = " && ".join(commands).replace("kubectl", client).replace("--timeout=30s", "--timeout=1s")
+        try:
+            done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=20)
+        finally:
+            server.shutdown()
+    assert (done.returncode == 0) == ends_well, done.stderr
+    assert "condition met" in done.stdout
 
 
 # Alarms on AWS: each part of the clock's work is missed when it does not succeed, whatever the reason.
