@@ -506,6 +506,14 @@ def test_compose_asks_for_every_password_that_bootstrap_takes():
     assert all(re.search(rf"^(# )?{name}=", example, re.MULTILINE) for name in asked)
 
 
+def test_compose_gives_no_service_but_the_databases_more_than_it_needs():
+    services = documents(ROOT / "docker-compose.yml")[0]["services"]
+    databases = {"postgres", "citus-worker-1", "citus-worker-2"}  # their entrypoint changes owners, then its own user
+    closed = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
+    open_ = {name for name, service in services.items() if not closed.items() <= service.items()}
+    assert open_ == databases
+
+
 def test_nothing_defaults_to_production():
     profile = yaml.safe_load((ROOT / "dbt_project" / "profiles.yml").read_text())["masked_logins"]
     assert profile["target"] == "dev"
