@@ -133,13 +133,14 @@ def test_the_timer_that_purges_can_neither_recover_nor_forget(built):
                 cursor.execute(f"select {call}")
 
 
-@pytest.mark.parametrize("name", ["queue_health", "queue_rejected"])
+@pytest.mark.parametrize("name", ["queue_health", "pipeline_health", "attestation", "queue_rejected"])
 def test_the_exporter_finds_the_columns_it_is_told_of(cursor, name):
     queries = yaml.safe_load((ROOT / "deploy" / "monitoring" / "queries.yaml").read_text())
     cursor.execute("set local role monitor")
+    cursor.execute("insert into privacy.attestations (failed) values (0)")
     cursor.execute(queries[name]["query"])
 
     assert [column.name for column in cursor.description] == [
         column for metric in queries[name]["metrics"] for column in metric
     ]
-    assert cursor.rowcount == (1 if name == "queue_health" else 2)
+    assert cursor.rowcount == (2 if name == "queue_rejected" else 1)
