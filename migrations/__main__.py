@@ -119,7 +119,8 @@ def database_url() -> str:
         )
         version, encoding, has_plain_backslashes, may_create, is_migrated = cursor.fetchone()
         if may_create and is_migrated:
-            cursor.execute("select exists (select from migrations.applied where version >= '0005')")
+            ours = [file.name.partition("_")[0] for file in (ROOT / "migrations").glob("*.sql")]
+            cursor.execute("select exists (select from migrations.applied where version <> all(%s))", (ours,))
             if cursor.fetchone() == (True,):
                 fail(5, OLD_DATABASE.format(database=connection.info.dbname))
         cursor.execute(FOREIGN_ROLES, (list(ROLES),))
