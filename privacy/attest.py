@@ -223,6 +223,9 @@ where found.definition is distinct from deployed.definition
 order by 1
 """
 
+# Only RDS has such names to itself, and there rdsadmin is the superuser.
+OF_RDS = "(to_regrole('rdsadmin') is not null and {role}::regrole::text ~ '^rds')"
+
 MEMBERS = f"""
 select
     m.roleid::regrole::text, m.member::regrole::text, m.grantor::regrole::text, m.admin_option,
@@ -231,7 +234,7 @@ select
     or m.roleid::regrole::text ~ '^pg_' and (
         m.member::regrole::text in ({JOINED})
         or m.roleid::regrole::text ~ '(server|all_data|signal|checkpoint|maintain|create_sub)'
-        and m.member::regrole::text <> 'backup_user' and m.member::regrole::text !~ '^rds'
+        and m.member::regrole::text <> 'backup_user' and not {OF_RDS.format(role="m.member")}
     )
 from pg_auth_members as m
 where
@@ -240,14 +243,14 @@ where
 order by 1, 2, 3
 """
 
-POWERFUL = """
+POWERFUL = f"""
 select
     rolname,
     concat_ws(
         ', ', case when rolsuper then 'superuser' end, case when rolreplication then 'replication' end,
         case when rolbypassrls then 'bypasses row security' end, case when rolcreaterole then 'creates roles' end
     ),
-    oid <> 10 and rolname !~ '^rds' and (rolname <> 'backup_user' or rolsuper or rolcreaterole)
+    oid <> 10 and not {OF_RDS.format(role="oid")} and (rolname <> 'backup_user' or rolsuper or rolcreaterole)
     -- RDS: the master user, who stands in for a superuser there
     and not (
         not rolsuper and not rolreplication and not rolbypassrls

@@ -190,6 +190,11 @@ DRIFT = {
         "loader is in pg_monitor (granted by postgres)",
     ),
     "superuser": ("create role boss superuser", "boss: superuser"),
+    "superuser-with-a-name-of-rds": ("create role rds_boss superuser", "rds_boss: superuser"),
+    "member-with-a-name-of-rds": (
+        "create role rds_boss login; grant pg_read_all_data to rds_boss",
+        "rds_boss is in pg_read_all_data (granted by postgres)",
+    ),
     "bypasses-row-security": ("create role boss bypassrls", "boss: bypasses row security"),
     "replication": ("alter role analyst_user replication", "analyst_user: replication"),
     "functions-open": (
