@@ -1,6 +1,6 @@
 {#
   What dbt does otherwise where raw is spread over the workers of a Citus cluster; the reasons are in
-  migrations/routines/citus.sql. Elsewhere the first macro says no, and nothing here is used.
+  migrations/routines/citus.sql. Elsewhere the first macro says no. Nothing outside of this file asks it.
 #}
 {% macro is_distributed() -%}
     {{ return(
@@ -15,8 +15,17 @@
 {% macro secret_part() -%} {{ 'masking.secret_part()' if is_distributed() else "''" }} {%- endmacro %}
 
 
-{# The same members as elsewhere by jsonb_to_record(), which is STABLE: Citus would bring the messages to the coordinator. #}
-{% macro first_level_on_workers(members) -%}
+{# A masked value. Its keys are on the workers as well, and each worker looks them up there. #}
+{% macro mask(canonical_value, kind) -%}
+    {%- if not is_distributed() -%}{{ return(masked_here(canonical_value, kind)) }}{%- endif -%}
+    {{ return("masking.masked('" ~ kind ~ "', " ~ canonical_value ~ ", " ~ mask_key_version() ~ ")") }}
+{%- endmacro %}
+
+
+{# Members of the message, each taken out once. jsonb_to_record() is STABLE, and Citus would bring the messages to the
+   coordinator for it. #}
+{% macro members_of_event(members) -%}
+    {%- if not is_distributed() -%}{{ return(members_by_record(members)) }}{%- endif -%}
     {%- set arrays, columns = [], [] -%}
     {%- for member in members -%}
         {%- do arrays.append("array[parsed.event ->> '" ~ member ~ "']") -%}
@@ -115,8 +124,17 @@
 {%- endmacro %}
 
 
+{# Whether the user of a pair had logged in before it. Citus takes no subquery that belongs to each pair, so the
+   coordinator compares them all. #}
+{% macro came_later() -%}
+    {%- if not is_distributed() -%}{{ return(came_later_by_index()) }}{%- endif -%}
+    first_seen_at > min(first_seen_at) over (partition by user_id)
+{%- endmacro %}
+
+
 {# All rows of a table anew, in one transaction: the same rows come out, so nobody sees a difference but in values. #}
-{% macro rewrite(table, new_rows) -%}
+{% macro write_anew(table, new_rows) -%}
+    {%- if not is_distributed() -%}{{ return(write_differences(table, new_rows)) }}{%- endif -%}
     {%- set columns = adapter.get_columns_in_relation(table) | map(attribute='quoted') | join(', ') -%}
     delete from {{ table }};
     insert into {{ table }} ({{ columns }}) select {{ columns }} from {{ new_rows }}
@@ -124,7 +142,8 @@
 
 
 {# The same with some columns computed, on the coordinator: no update may call a stable function on the workers. #}
-{% macro rewrite_with(table, new_values) -%}
+{% macro carry_over(table, new_values) -%}
+    {%- if not is_distributed() -%}{{ return(update_tokens(table, new_values)) }}{%- endif -%}
     create temporary table {{ 'rewritten_' ~ table.identifier }} on commit drop as
     with held as materialized (select * from {{ table }})
     select
@@ -132,5 +151,5 @@
             {{ new_values.get(column, column) }} as {{ column }}{{ ', ' if not loop.last }}
         {%- endfor %}
     from held;
-    {{ rewrite(table, 'pg_temp.rewritten_' ~ table.identifier) }}
+    {{ write_anew(table, 'pg_temp.rewritten_' ~ table.identifier) }}
 {%- endmacro %}

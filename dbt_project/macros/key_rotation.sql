@@ -48,20 +48,18 @@
         {%- for column in columns if column in kinds -%}
             {%- do new_values.update({column: "masking.carried_over('" ~ kinds[column] ~ "', " ~ column ~ ', mask_key_version)'}) -%}
         {%- endfor -%}
-        {%- set carried_over -%}
-            {%- if is_distributed() -%}
-                {{ rewrite_with(table, new_values) }}
-            {%- else -%}
-                update {{ table }} set
-                    {% for column, value in new_values.items() -%}
-                        {{ column }} = {{ value }}{{ ', ' if not loop.last }}
-                    {%- endfor %}
-                where mask_key_version < {{ version }}
-            {%- endif -%}
-        {%- endset -%}
-        {%- call statement('carry_over') -%}{{ carried_over }}{%- endcall -%}
+        {%- call statement('carry_over') -%}{{ carry_over(table, new_values) }}{%- endcall -%}
         {%- do run_query('analyze ' ~ table) -%}  {#- statistics hold samples of the old tokens -#}
         {%- do log(table ~ ': ' ~ load_result('carry_over').response.rows_affected ~ ' rows carried over to key ' ~ version, info=true) -%}
     {%- endfor -%}
     {%- do run_query("commit") -%}
+{%- endmacro %}
+
+
+{% macro update_tokens(table, new_values) -%}
+    update {{ table }} set
+        {% for column, value in new_values.items() -%}
+            {{ column }} = {{ value }}{{ ', ' if not loop.last }}
+        {%- endfor %}
+    where mask_key_version < {{ new_values.mask_key_version }}
 {%- endmacro %}

@@ -50,16 +50,12 @@ select * from without_placeholders
 
 
 {# Whether the user of a pair had logged in before it. By an index, so that all users of one device are found without
-   reading the others; Citus takes no such subquery, and there all pairs are compared on the coordinator. #}
-{% macro came_later() -%}
-    {%- if is_distributed() -%}
-        first_seen_at > min(first_seen_at) over (partition by user_id)
-    {%- else -%}
-        exists (
-            select from {{ ref('user_logins') }} as earlier
-            where earlier.user_id = pairs.user_id and earlier.logged_in_at < pairs.first_seen_at
-        )
-    {%- endif -%}
+   reading the others. #}
+{% macro came_later_by_index() -%}
+    exists (
+        select from {{ ref('user_logins') }} as earlier
+        where earlier.user_id = pairs.user_id and earlier.logged_in_at < pairs.first_seen_at
+    )
 {%- endmacro %}
 
 

@@ -1,9 +1,6 @@
 {# The token of a canonical value: the same value gives the same token, and nothing leads back. Null stays null.
    Keys apply in order, each to the token of the one before (migrations/0003_masking.sql). #}
-{% macro mask(canonical_value, kind) -%}
-    {%- if is_distributed() -%}
-        {{ return("masking.masked('" ~ kind ~ "', " ~ canonical_value ~ ", " ~ mask_key_version() ~ ")") }}
-    {%- endif -%}
+{% macro masked_here(canonical_value, kind) -%}
     {%- set chain = namespace(token=canonical_value) -%}
     {%- for version in range(1, mask_key_version() + 1) -%}
         {%- set chain.token = 'masking.token(' ~ chain.token ~ ', ' ~ masking_key(kind, version) ~ ')' -%}

@@ -49,7 +49,11 @@
         {%- endfor -%}
     {%- endfor -%}
     {%- if not members -%}{{ return('unnest(array[parsed.event]) as fields (event)') }}{%- endif -%}
-    {%- if is_distributed() -%}{{ return(first_level_on_workers(members)) }}{%- endif -%}
+    {{ members_of_event(members) }}
+{%- endmacro %}
+
+
+{% macro members_by_record(members) -%}
     jsonb_to_record(
     case when jsonb_typeof(parsed.event) = 'object' then parsed.event else '{}' end
 ) as fields ({% for member in members %}{{ adapter.quote(member) }} text{{ ', ' if not loop.last }}{% endfor %})

@@ -19,11 +19,7 @@
     {% do run_query('analyze ' ~ rebuilt) %}
     {% do change_columns(existing, rebuilt) %}
     {% if config.get('meta', {}).get('outlives_raw') %}{% do keep_what_is_purged(existing, rebuilt) %}{% endif %}
-    {% call statement('main') -%}
-        {%- if is_distributed() %} {{ rewrite(existing, rebuilt) }}
-        {%- else %} {{ write_differences(existing, rebuilt, config.require('unique_key')) }}
-        {%- endif %}
-    {%- endcall %}
+    {% call statement('main') -%} {{ write_anew(existing, rebuilt) }} {%- endcall %}
     {% do run_query('drop table ' ~ rebuilt) %}
     {% do create_missing_indexes(existing) %}
     {% do run_query('analyze ' ~ existing) %}  {#- statistics hold samples of values, also of erased persons -#}
@@ -82,7 +78,8 @@
 {%- endmacro %}
 
 
-{% macro write_differences(existing, rebuilt, key) -%}
+{% macro write_differences(existing, rebuilt) -%}
+    {%- set key = config.require('unique_key') -%}
     {%- set columns = adapter.get_columns_in_relation(rebuilt) | map(attribute='quoted') | list -%}
     delete from {{ existing }} as old
     where not exists (

@@ -33,6 +33,18 @@ begin
 end $$;
 grant execute on function raw.choose_shard_count() to transformer;
 
+-- A trigger that sees the messages of each statement that lands some. A distributed table has none.
+create or replace function raw.call_after_landing(called regproc) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if not raw.is_distributed() then
+        execute format(
+            'create or replace trigger %I after insert on raw.sqs_messages referencing new table as landed '
+            'for each statement execute function %s()', (select proname from pg_proc where oid = called), called
+        );
+    end if;
+end $$;
+
 -- A table may be distributed with rows in it; the local ones are then hidden and have to be removed. Raw is not
 -- colocated with dbt's tables: in one transaction, what one role has changed can be read by no other, nor what is
 -- colocated with it.
@@ -68,6 +80,9 @@ declare
     waited_for text[];
     unreachable text;
 begin
+    if not raw.is_distributed() then
+        return;
+    end if;
     loop
         select
             array_agg(gid) filter (where gid is not null),
@@ -91,7 +106,7 @@ end $$;
 grant execute on function raw.await_workers() to transformer;
 
 -- What the trigger erase_again does elsewhere, and by the same rules; dbt calls it in the transaction that has taken
--- the messages into staging, and removes them there too.
+-- the messages into staging, and removes them there too. Tells up to which load nobody who was erased is in raw.
 create or replace function privacy.erase_returned() returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan as $$  -- reason: masking.sql
@@ -102,7 +117,7 @@ declare
     returned text[] := '{}';
 begin
     if not raw.is_distributed() then
-        return 0;
+        return raw.safe_load_id() - 1;
     end if;
     select returned_to into strict last_checked from privacy.settings for update;
     last_load := raw.safe_load_id() - 1;
@@ -127,6 +142,6 @@ begin
         execute 'delete from raw.sqs_messages where message_id = any($1)' using returned;
     end if;
     update privacy.settings set returned_to = last_load;
-    return cardinality(returned);
+    return last_load;
 end $$;
 grant execute on function privacy.erase_returned() to transformer;

@@ -30,13 +30,7 @@ begin
     return null;
 end $$;
 
-do $$
-begin
-    if not raw.is_distributed() then  -- there, dbt's next run does it: erase_returned() in citus.sql
-        create or replace trigger erase_again after insert on raw.sqs_messages
-        referencing new table as landed for each statement execute function privacy.erase_again();
-    end if;
-end $$;
+select raw.call_after_landing('privacy.erase_again');
 
 -- transformer owns dbt's tables, and might put in their place what runs a function of transformer's, or what has equal
 -- mean something else: a view, a policy, an index over an expression, a type, a collation or a column of its own
@@ -162,14 +156,12 @@ return format(
 );
 
 -- Waits for the loads that have begun and makes others wait until this transaction ends: what lands has to see the
--- tombstones, or a message that is redriven during an erasure would stay. On Citus, dbt's next run sees to it.
+-- tombstones, or a message that is redriven during an erasure would stay.
 create or replace function privacy.hold_landings() returns void
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '1min' as $$
 begin
-    if not raw.is_distributed() then
-        perform set_config('idle_in_transaction_session_timeout', '60s', true);
-        lock table only raw.sqs_messages in share row exclusive mode;
-    end if;
+    perform set_config('idle_in_transaction_session_timeout', '60s', true);
+    lock table only raw.sqs_messages in share row exclusive mode;
 end $$;
 
 -- For a privacy officer, by `make forget`. What to remove from raw, raw itself says: accepted messages by their

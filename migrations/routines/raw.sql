@@ -77,9 +77,7 @@ begin
             or pg_catalog.pg_has_role(session.usesysid, 'loader', 'member')
             or pg_catalog.pg_has_role(session.usesysid, 'pipeline_owner', 'member')
         );
-    if raw.is_distributed() then
-        perform raw.await_workers();
-    end if;
+    perform raw.await_workers();
     return least(next_load_id, in_flight);
 end $$;
 grant execute on function raw.safe_load_id() to transformer;
@@ -108,10 +106,4 @@ begin
     return null;
 end $$;
 
-do $$
-begin
-    if not raw.is_distributed() then  -- a distributed table has no triggers
-        create or replace trigger refuse_other_loads after insert on raw.sqs_messages
-        referencing new table as landed for each statement execute function raw.refuse_other_loads();
-    end if;
-end $$;
+select raw.call_after_landing('raw.refuse_other_loads');

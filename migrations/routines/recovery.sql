@@ -79,12 +79,7 @@ begin
     select case when anew then 0 else sealed_to end into strict last_sealed from privacy.settings for update;
     select mask_key_version into boundary_version from masking.base_sqs__messages limit 1;
     perform privacy.require_newest_key(boundary_version);
-    if raw.is_distributed() then  -- first, or somebody erased who has come back would be sealed again
-        perform privacy.erase_returned();
-        select returned_to into strict last_load from privacy.settings;
-    else
-        last_load := raw.safe_load_id() - 1;
-    end if;
+    last_load := privacy.erase_returned();  -- first, or somebody erased who has come back would be sealed again
 
     with masked_values as materialized (
         select distinct kind, token, mask_key_version, original
