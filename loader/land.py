@@ -55,13 +55,7 @@ RECORD = """
 """
 
 
-# The ledger is read as of the statement's beginning and the sequence as it is, so that it can only be ahead.
-LEDGER = """
-    select
-        coalesce(max(load_id), 0),
-        (select last_value - (not is_called)::integer from raw.load_id_seq)
-    from raw.loads
-"""
+LEDGER = "select newest_load_id, last_load_id, sequence_is_behind from raw.pipeline_state"
 
 # What may be the fault of a message. The text of these may quote one, so they are only named.
 DATA_ERRORS = ("22", "23", "44", "54", "P0")
@@ -254,9 +248,9 @@ def connect() -> tuple[Connection, int]:
             cursor.execute("explain " + LAND, {"queue": ""})  # fails where a table or a grant is missing
             cursor.execute("explain " + RECORD, {"queue": "", "received": 0, "landed": 0})
             cursor.execute(LEDGER)
-            newest, sequence = cursor.fetchone()
+            newest, sequence, is_behind = cursor.fetchone()
         connection.commit()
-        if sequence < newest:
+        if is_behind:
             raise errors.SequenceBehind(sequence=sequence, ledger=newest)
     except BaseException:
         connection.close()  # at once: the error may keep it, and those of an outage use up what the login may have

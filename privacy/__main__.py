@@ -54,7 +54,7 @@ def rotate_key(imported: bool) -> None:
         declared = _kinds(cursor)
     new_keys = _read_keys(sys.stdin, declared) if imported else None
     with _transaction("masker") as cursor:
-        if _scalar(cursor, "select masking.is_rotation_open()"):
+        if _scalar(cursor, "select rotation_is_open from raw.pipeline_state"):
             if imported:
                 raise click.ClickException("A rotation is open: finish it without new keys first.")
             click.echo(f"Continuing the rotation to key {_scalar(cursor, 'select masking.key_version()')}.")

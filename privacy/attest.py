@@ -88,6 +88,8 @@ from functions
 union all
 select format('function %s has the body %s', name, md5(coalesce(pg_get_function_sqlbody(oid), prosrc))) from functions
 union all
+select format('view %s has the body %s', name, md5(pg_get_viewdef(oid))) from relations where relkind = 'v'
+union all
 select format('trigger %s, %s', pg_get_triggerdef(t.oid), t.tgenabled)
 from pg_trigger as t inner join relations on relations.oid = t.tgrelid
 where not t.tgisinternal
@@ -305,12 +307,9 @@ select
     (select now() - min(newest) from (select max(created_at) as newest from masking.keys group by kind) as kinds),
     (select max(created_at) from masking.keys where version > 1), (select max(purged_at) from raw.purges),
     (select max(at) from privacy.audit where action = 'person erased'), (select max(at) from privacy.audit),
-    (select last_value from raw.load_id_seq),
-    greatest((select max(load_id) from raw.loads), (select max(load_id) from raw.sqs_messages), 0)
+    rotation_is_open, last_load_id, greatest(newest_load_id, (select max(load_id) from raw.sqs_messages))
+from raw.pipeline_state
 """
-
-# As masking.is_rotation_open(), which a reviewer may not call.
-ROTATION = "select has_function_privilege('transformer', 'masking.carried_over(text, text, integer)', 'execute')"
 
 RECORD = "insert into privacy.attestations (failed) values (%s)"
 
@@ -451,12 +450,11 @@ def settings(cursor: Cursor) -> Iterator[Item]:
 
 def ages(cursor: Cursor, max_key_age_days: int) -> Iterator[Item]:
     cursor.execute(AGES)
-    key_age, rotated, purged, erased, audited, sequence, newest = cursor.fetchone()
+    key_age, rotated, purged, erased, audited, is_open, sequence, newest = cursor.fetchone()
     if key_age is None:
         yield Item("keys", False, "there is no masking key", "run `make migrate`")
     else:
         yield Item("keys", key_age.days <= max_key_age_days, f"{key_age.days} days old", "run `make rotate-key`")
-    [is_open] = _column(cursor, ROTATION)
     yield Item("keys", not is_open, f"a rotation is {'open' if is_open else 'not open'}", "run `make rotate-key` again")
     times = {"rotation": rotated, "purge": purged, "erasure": erased, "audit entry": audited}
     for what, at in times.items():

@@ -1015,7 +1015,7 @@ def settle(run: Run) -> None:
     run.dbt_goes_on = False
     if not run.finish(lambda job: job.name != "loader", 2 * SETTLES_WITHIN):
         return run.found([f"settles: {job.name} does not end" for job in run.jobs if job.name != "loader"])
-    if run.query("select masking.is_rotation_open()") == [(True,)]:
+    if run.query("select rotation_is_open from raw.pipeline_state") == [(True,)]:
         run.start("rotate_key", *ROTATION)  # as the README says: it goes on where it stopped
         run.finish(lambda job: job.name == "rotate_key", 2 * SETTLES_WITHIN)
     for queue in QUEUES:

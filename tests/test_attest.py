@@ -227,6 +227,11 @@ DRIFT = {
         " insert into raw.loads (load_id, queue, received, landed, duplicates) values (99, 'q', 0, 0, 0)",
         "raw.load_id_seq is at 1, the newest load is 99",
     ),
+    "sequence-that-gives-the-newest-number-again": (
+        "select setval('raw.load_id_seq', 99, false); alter table raw.loads disable trigger user;"
+        " insert into raw.loads (load_id, queue, received, landed, duplicates) values (99, 'q', 0, 0, 0)",
+        "raw.load_id_seq is at 98, the newest load is 99",
+    ),
 }
 
 

@@ -117,6 +117,11 @@ DEFECTS = {
         "select setval('raw.load_id_seq', 1, false)",
         {"assert_load_ids_are_behind_the_sequence"},
     ),
+    "load-id-that-comes-again": (
+        "pipeline_owner",
+        "select setval('raw.load_id_seq', (select max(load_id) from raw.loads), false)",
+        {"assert_load_ids_are_behind_the_sequence"},
+    ),
     "boundary-that-masks-without-a-key": (
         "masker",
         """

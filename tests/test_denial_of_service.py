@@ -165,6 +165,6 @@ def test_a_reader_that_holds_a_lock_does_not_stop_a_load(database):
     """What readers may lock is what they may read; nobody needs more than that of raw to land."""
     with contextlib.closing(database.connect("transformer_user")) as other, other.cursor() as cursor:
         cursor.execute(
-            "select message_id from raw.sqs_messages; select * from raw.loads; select * from raw.load_id_seq"
+            "select message_id from raw.sqs_messages; select * from raw.loads; select * from raw.pipeline_state"
         )
         assert land(database, ["one"]) == ["m0"]

@@ -25,6 +25,8 @@ MATRIX = [
     ("select * from raw.loads", ("loader_user", "transformer_user")),
     ("select load_id from raw.loads", ("loader_user", "transformer_user", "monitor_user")),
     ("select load_id from raw.sqs_messages", ("transformer_user", "monitor_user")),
+    ("select * from raw.load_id_seq", ()),
+    ("select * from raw.pipeline_state", ("loader_user", "transformer_user", "monitor_user")),
     ("select raw.safe_load_id()", ("transformer_user",)),
     ("select raw.is_distributed()", ("transformer_user",)),
     ("select raw.distribute()", ()),

@@ -10,5 +10,5 @@ newest as (
 
 select newest.load_id
 from newest
-cross join raw.load_id_seq
-where newest.load_id > load_id_seq.last_value
+cross join {{ source('raw', 'pipeline_state') }} as pipeline_state
+where newest.load_id > pipeline_state.last_load_id

@@ -74,11 +74,6 @@ begin atomic
     where kind not in (select keys.kind from masking.keys);
 end;
 
--- A rotation is open while transformer may carry tokens over: no state besides the grant itself.
-create or replace function masking.is_rotation_open() returns boolean
-language sql stable
-return has_function_privilege('transformer', 'masking.carried_over(text, text, integer)', 'execute');
-
 -- For masker, after it has added the new keys, in the same transaction.
 create or replace function masking.open_rotation() returns void
 language plpgsql as $$

@@ -32,7 +32,7 @@ begin
         return split_part(remembered, ':', 2)::bigint;
     end if;
     perform raw.require_read_committed();
-    lock_key := 4611686018427387904 + (select last_value - (not is_called)::integer from raw.load_id_seq);
+    lock_key := 4611686018427387904 + (select last_load_id from raw.pipeline_state);
     while not pg_try_advisory_xact_lock_shared(lock_key) loop
         lock_key := lock_key - 1;
     end loop;
@@ -54,7 +54,7 @@ declare
     in_flight bigint;
 begin
     perform raw.require_read_committed();
-    select last_value + is_called::integer into next_load_id from raw.load_id_seq;
+    select last_load_id + 1 into next_load_id from raw.pipeline_state;
     select min((held.classid::bigint << 32 | held.objid::bigint) - 4611686018427387904) + 1
     into in_flight
     from pg_catalog.pg_locks as held

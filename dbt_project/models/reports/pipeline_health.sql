@@ -33,26 +33,9 @@ newest_login as (
 
 ),
 
--- (transformer may carry tokens over as long as a rotation is open)
-rotation as (
+state as (
 
-    select coalesce(bool_or(has_function_privilege('transformer', oid, 'execute')), false) as is_open
-    from pg_proc
-    where pronamespace = 'masking'::regnamespace and proname = 'carried_over'
-
-),
-
-newest_load as (
-
-    select coalesce(max(load_id), 0) as load_id from {{ source('raw', 'loads') }}
-
-),
-
-sequence as (
-
-    select newest_load.load_id > load_id_seq.last_value - (not load_id_seq.is_called)::integer as is_behind
-    from newest_load
-    cross join raw.load_id_seq
+    select * from {{ source('raw', 'pipeline_state') }}
 
 ),
 
@@ -93,10 +76,9 @@ select
     totals.rejected_week_before,
     reasons.rejected_by_reason,
     newest_login.mask_key_version,
-    rotation.is_open as rotation_is_open,
-    sequence.is_behind as sequence_is_behind
+    state.rotation_is_open,
+    state.sequence_is_behind
 from totals
 cross join reasons
-cross join rotation
-cross join sequence
+cross join state
 left join newest_login on true
