@@ -325,9 +325,9 @@ class Boto3(Client):
             return getattr(self.client, xform_name(operation))(**parameters)
         except (aws.HTTPClientError, aws.ConnectionError) as error:
             raise self.network(operation, name_of(error)) from None
-        except (aws.BotoCoreError, OSError, ValueError) as error:
-            name = type(error).__name__
-            raise Fault(errors.NoSqs(operation=operation, reason=name), name) from None
+        except (aws.BotoCoreError, aws.ClientError, OSError, ValueError) as error:
+            # Not of the call, whose other failures `check` has seen: botocore asks for credentials again, to sign it.
+            raise without_credentials(error) from None
 
     def check(self, operation_model: Any, response_dict: dict, **_: object) -> None:
         """Before botocore parses it, which takes any JSON for an answer, and asks for no compression but may get it."""

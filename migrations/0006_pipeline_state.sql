@@ -17,7 +17,8 @@ select
         where pronamespace = 'masking'::regnamespace and proname = 'carried_over'
     ) as rotation_is_open;
 
-comment on view raw.pipeline_state is 'One row: how far the numbers of loads have come, and whether a rotation is open.';
+comment on view raw.pipeline_state is
+'One row: how far the numbers of loads have come, and whether a rotation is open.';
 comment on column raw.pipeline_state.last_load_id is 'The last number that raw.load_id_seq has handed out.';
 comment on column raw.pipeline_state.newest_load_id is 'The highest number in the ledger, raw.loads.';
 comment on column raw.pipeline_state.sequence_is_behind is

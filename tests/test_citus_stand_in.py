@@ -49,14 +49,6 @@ def test_a_pipeline_from_landing_to_recovery(database, tmp_path):
     ("login_of", "first", "then", "refusal"),
     [
         pytest.param(
-            "loader_user",
-            "select 1",
-            "with i as (insert into raw.sqs_messages (message_id, queue, body, load_id) values ('x', 'q', 'b', 1)"
-            " returning 1) select count(*) from i",
-            "WITH clauses",
-            id="data-modifying-with",
-        ),
-        pytest.param(
             "migrator",
             "set role pipeline_owner; update raw.sqs_messages set queue = 'q'; set role masker",
             "select 1 from raw.sqs_messages",

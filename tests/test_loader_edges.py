@@ -17,10 +17,11 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from unittest import mock
 
+import botocore.exceptions
 import pytest
 
 from loader import errors
-from loader.aws import connect, region_of
+from loader.aws import Fault, connect, region_of
 from loader.errors import LoaderError
 from loader.land import Database
 from loader.sqs import Message, milliseconds
@@ -573,6 +574,28 @@ def test_a_container_agent_that_is_away_for_a_while_is_waited_for(loading: Loadi
 
     assert status == 0, err
     loading.assert_landed_once(ids)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "passing"),
+    [
+        (botocore.exceptions.CredentialRetrievalError(provider="x", error_msg="x"), "CredentialRetrievalError", True),
+        (botocore.exceptions.ClientError({"Error": {"Code": "AccessDenied"}}, "AssumeRole"), "AccessDenied", False),
+        (PermissionError(13, "Permission denied", "token"), "PermissionError", False),
+    ],
+)
+def test_credentials_that_are_renewed_as_a_call_is_signed(monkeypatch, raised, code, passing):
+    """boto3 looks at them once more than the loader does, and they may be due just then."""
+    settings = {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}
+    for name, value in (settings | {"DEFAULT_REGION": "eu-central-1"}).items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    client = connect(1, lean=False)
+    signer = mock.Mock(get_frozen_credentials=mock.Mock(side_effect=raised))
+    monkeypatch.setattr(client.client._request_signer, "_credentials", signer)
+    with pytest.raises(Fault) as failed:
+        client.call("GetQueueUrl", QueueName="q")
+    assert (failed.value.code, failed.value.passing) == (code, passing)
+    assert isinstance(failed.value.error, errors.NoCredentials | errors.NotPermitted)
 
 
 ASSUMED = """
