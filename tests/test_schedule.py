@@ -117,8 +117,13 @@ def test_airflow_takes_the_dags():
     assert dags
 
 
-def test_dagster_takes_the_definitions():
+def test_dagster_runs_the_jobs(tmp_path, monkeypatch):
     dagster = pytest.importorskip("dagster", reason="Dagster is not installed")
+    monkeypatch.setenv("MASKED_LOGINS", str(tmp_path))
+    (tmp_path / "Makefile").write_text("build load purge attest:\n\t@echo $@ $(ARGS) >> made\n")
     definitions = load("dagster_definitions").defs
     dagster.Definitions.validate_loadable(definitions)
-    assert definitions.get_job_def("pipeline")
+    for job in ("pipeline", "retention"):
+        assert definitions.resolve_job_def(job).execute_in_process().success
+    load, build, *nightly = (tmp_path / "made").read_text().splitlines()
+    assert (load, build, sorted(nightly)) == ("load", "build", ["attest --record", "purge"])
