@@ -125,5 +125,5 @@ def test_dagster_runs_the_jobs(tmp_path, monkeypatch):
     dagster.Definitions.validate_loadable(definitions)
     for job in ("pipeline", "retention"):
         assert definitions.resolve_job_def(job).execute_in_process().success
-    load, build, *nightly = (tmp_path / "made").read_text().splitlines()
-    assert (load, build, sorted(nightly)) == ("load", "build", ["attest --record", "purge"])
+    first, second, *nightly = (tmp_path / "made").read_text().splitlines()
+    assert (first, second, sorted(nightly)) == ("load", "build", ["attest --record", "purge"])
