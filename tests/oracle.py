@@ -11,6 +11,8 @@ LONGEST = {"user_id": 128, "device_type": 32, "locale": 32, "ip": 256, "device_i
 PLACEHOLDERS = {"ip": {"0.0.0.0", "::", "raw:unknown", "raw:null", "raw:none", "raw:-"}}
 PLACEHOLDERS["device_id"] = {"00000000-0000-0000-0000-000000000000", "unknown", "null", "none", "-"}
 GUID = re.compile(r"\{([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\}")
+ENCODED = re.compile(r"[A-Za-z0-9+/_-]{16,}(?:[\r\n]+[A-Za-z0-9+/_-]+)*={0,2}[ \t\n\r\f\v]*")
+HEX = frozenset("0123456789abcdef")
 BLANKS = " \t\n\r\v\f"
 
 
@@ -68,10 +70,12 @@ def flatten(value):
 
 def reason(body):
     if (parsed := parse(body)) is None:
-        return "base64" if re.fullmatch(r"[A-Za-z0-9+/_-]{16,}={0,2}[ \t\n\r\f\v]*", body) else "not_json"
+        return "base64" if ENCODED.fullmatch(body) else "not_json"
     [event] = parsed
-    if isinstance(event, str) and isinstance((parse(event) or [None])[0], dict):
+    if isinstance(event, str) and isinstance((parse(event) or [None])[0], dict | str):
         return "json_in_a_string"
+    if isinstance(event, str) and ENCODED.fullmatch(event):
+        return "base64"
     if not isinstance(event, dict):
         return "not_an_object"
     for field in FIELDS:
@@ -90,11 +94,11 @@ def reason(body):
             major, *rest = map(int, value.split("."))
             if major > 2146 or any(part > 999 for part in rest):
                 return "app_version_out_of_range"
-    opens = [canonical(event.get(field) or "") for field in ("user_id", "device_type", "locale")]
+    opens = [canonical(event.get(field) or "") for field in ("user_id", "device_type", "locale", "app_version")]
+    opens.append(".".join(str(int(part)) for part in [*event["app_version"].split("."), "0", "0"][:3]))  # as published
     ip, device = address(event["ip"]), identifier(event["device_id"])
     if ip not in PLACEHOLDERS["ip"] and any(has_address(text, ip) for text in opens):
         return "exposes_plain_value"
-    opens.append(event["app_version"])
     if device not in PLACEHOLDERS["device_id"] and any(has_value(text, device) for text in opens):
         return "exposes_plain_value"
     return None
@@ -112,6 +116,8 @@ def address(text):
     elif with_port := re.fullmatch(r"([0-9.]+):[0-9]+(/[0-9]+)?", bare):
         bare = with_port[1] + (with_port[2] or "")
     bare = re.sub("%[^/]*", "", bare)
+    if four := re.fullmatch(r"0*([0-9]+)\.0*([0-9]+)\.0*([0-9]+)\.0*([0-9]+)\.?(/[0-9]+)?", bare):
+        bare = ".".join(four.groups()[:4]) + (four[5] or "")
     try:
         found = ipaddress.ip_interface(bare).ip
     except ValueError:
@@ -126,16 +132,30 @@ def has_value(text, value):
 
 
 def has_address(text, ip):
+    """An address, or of a value that is none an address in it; a placeholder hides nobody."""
     if ip.startswith("raw:"):
-        return has_value(text, ip[4:])
+        return has_value(text, ip[4:]) or bool(addresses_in(text) & addresses_in(ip[4:]) - {"0.0.0.0", "::"})
+    return ip in addresses_in(text)
+
+
+def addresses_in(text):
+    """Whatever stands next to an address: a digit would be of the address, and a hexadecimal one if it has room."""
+    found = set()
     for begin, end in itertools.combinations(range(len(text) + 1), 2):
-        whole = not (text[begin - 1 : begin].isdigit() or text[end : end + 1].isdigit())
-        if 2 <= end - begin <= 45 and whole and re.fullmatch("[0-9a-f.:]+", part := text[begin:end]):
-            if "." in part and ":" not in part and part.count(".") != 3:
-                continue
-            if address(part) == ip and not part.startswith("["):
-                return True
-    return False
+        part = text[begin:end]
+        first, last = part.split(":")[0], part.split(":")[-1]
+        before, after = text[:begin][-1:], text[end:][:1]
+        if re.fullmatch(r"[0-9]+(\.[0-9]+){3}", part):
+            whole = not (before.isdecimal() or after.isdecimal())
+        elif re.fullmatch(r"[0-9a-f]{0,4}:[0-9a-f:]*:([0-9a-f]{0,4}|[0-9]+(\.[0-9]+){3})", part):
+            whole = (before not in HEX or len(first) == 4) and (
+                not after.isdecimal() if "." in last else after not in HEX or len(last) == 4
+            )
+        else:
+            continue
+        if whole and not (as_address := address(part)).startswith("raw:"):
+            found.add(as_address)
+    return found
 
 
 def token(keys, text):

@@ -107,6 +107,8 @@ SPELLINGS = [
     lambda ip: f"{ip}:5678",
     lambda ip: f"[::ffff:{ip}]:443",
     lambda ip: f"{ip}/32",
+    lambda ip: ".".join(f"{int(part):03}" for part in str(ip).split(".")),
+    lambda ip: f"{ip}%eth0",
 ]
 SPELLINGS_6 = [
     str,
@@ -116,13 +118,20 @@ SPELLINGS_6 = [
     lambda ip: f"[{ip.exploded}]:443",
     lambda ip: f"{ip}%eth0",
     lambda ip: f"{ip}/64",
+    lambda ip: f"{ip.exploded[:30]}{ip.packed[-4]}.{ip.packed[-3]}.{ip.packed[-2]}.{ip.packed[-1]}",
 ]
 DEVICES = [str, lambda guid: str(guid).upper(), lambda guid: f"{{{guid}}}", lambda guid: f" {guid} "]
 ADDRESS_TWICE = st.tuples(IPV4, st.sampled_from(SPELLINGS), st.sampled_from(SPELLINGS)) | st.tuples(
     IPV6.filter(is_somebodys), st.sampled_from(SPELLINGS_6), st.sampled_from(SPELLINGS_6)
 )
 DEVICE_TWICE = st.tuples(st.uuids(), st.sampled_from(DEVICES), st.sampled_from(DEVICES))
-AROUND = st.sampled_from(["{}", "login from {}", "ip={}", "<{}>", "at {}.", "({})", "x-{}-y", "user {}, ios"])
+# Words, names and numbers may stand at once before and after it. (Of what is hexadecimal, before a short IPv6 address
+# nobody could say where it begins.)
+BEFORE = st.sampled_from(
+    ["", "login from ", "ip=", "<", "(", "x-", "7.", "node.", "v1.2.", "at:", "https://", "é", "::"]
+)
+AFTER = st.sampled_from(["", ".", ">", ")", "-y", ", ios", ".7", ".example.com", ".eth0", ":443", "/path", "é", "::"])
+AROUND = st.builds("{}{{}}{}".format, st.sampled_from(BEFORE), st.sampled_from(AFTER))
 
 
 @SEVERAL

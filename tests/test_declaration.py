@@ -1,5 +1,6 @@
 """The event is declared once: each change that the README describes is made on a copy of the project, to its end."""
 
+import base64
 import json
 import re
 import shutil
@@ -234,6 +235,78 @@ def test_a_second_event_type_has_tokens_that_join(database, project):
     assert done.stdout.startswith("raw.sqs_messages: 3 removed")  # the rejected logout names the person too
     project.dbt(database, "build")
     assert query(database, "select count(*) from analytics.user_logouts") == [(0,)]
+
+
+def in_sns(text: str) -> str:
+    envelope = {"Type": "Notification", "MessageId": "i", "TopicArn": "arn:aws:sns:eu-central-1:1:t", "Message": text}
+    return json.dumps(envelope | {"MessageAttributes": {"kind": {"Type": "String", "Value": "login"}}})
+
+
+def in_eventbridge(detail: object) -> str:
+    return json.dumps({"version": "0", "detail-type": "login", "source": "app", "resources": [], "detail": detail})
+
+
+POINTER = '["software.amazon.payloadoffloading.PayloadS3Pointer", {"s3BucketName": "b", "s3Key": "k"}]'
+ENCODED = base64.b64encode(message().encode()).decode()
+EVENT = {"user_id": "u1", "locale": {"device": "d-1"}}
+ENVELOPES = {
+    "login-queue": {  # declared: sns
+        in_sns(message()): None,
+        in_sns("hello"): "not_json",
+        in_sns(ENCODED): "base64",
+        in_sns(POINTER): "s3_pointer",
+        in_sns(json.dumps(message())): "json_in_a_string",
+        in_sns("[]"): "not_an_object",
+        in_sns(in_sns(message())): "in_sns_envelope",
+        in_sns(in_eventbridge(EVENT)): "in_eventbridge_envelope",
+        in_sns(message(user_id=None)): "missing_user_id",
+        in_eventbridge(EVENT): "in_eventbridge_envelope",
+        json.dumps(in_sns(message())): "json_in_a_string",
+        message(): "not_in_sns_envelope",
+        POINTER: "s3_pointer",
+        ENCODED: "base64",
+        "hello": "not_json",
+    },
+    "logout-queue": {  # declared: eventbridge
+        in_eventbridge(EVENT): None,
+        in_eventbridge(message()): "json_in_a_string",
+        in_eventbridge(ENCODED): "base64",
+        in_eventbridge(None): "not_an_object",
+        in_eventbridge(json.loads(in_sns(message()))): "in_sns_envelope",
+        in_sns(in_eventbridge(EVENT)): "in_sns_envelope",
+        message(): "not_in_eventbridge_envelope",
+        POINTER: "s3_pointer",
+        ENCODED: "base64",
+        "hello": "not_json",
+    },
+}
+
+
+def test_a_declared_envelope_is_unwrapped_and_what_else_comes_has_the_reason_that_helps(database, project):
+    project.declare("envelope: none", "envelope: sns")
+    project.declare("\non-run-start:", LOGOUTS.replace("model:", "envelope: eventbridge\n      model:"))
+    (project.folder / "models/analytics/user_logouts.sql").write_text(USER_LOGOUTS)
+    (project.folder / "models/analytics/_user_logouts.yml").write_text(USER_LOGOUTS_YML)
+    project.migrate(database)
+    for queue, cases in ENVELOPES.items():
+        ids = land(database, cases, prefix=queue, queue=queue)
+        said = "select message_id, reason from masking.stg_sqs__messages where queue = %s"
+        reasons = dict(query(database, said, queue, login="transformer_user"))
+        assert [reasons[each] for each in ids] == list(cases.values())
+
+
+def test_no_time_that_is_published_has_a_masked_value_in_it(database, project):
+    """As the message has it or as it is published: here on another day."""
+    project.declare(FIELDS, f"{FIELDS}\n        seen_at: {{type: timestamp}}")
+    project.migrate(database)
+    days = {"2026-11-22": "exposes_plain_value", "2026-11-21": "exposes_plain_value", "2026-11-20": None}
+    ids = land(database, [message(device_id=day, seen_at="2026-11-22T00:30:00+02:00") for day in days])
+    reasons = dict(
+        query(database, "select message_id, reason from masking.stg_sqs__messages", login="transformer_user")
+    )
+    assert [reasons[each] for each in ids] == list(days.values())
+    exposed = "select sum(messages_with_value_in_the_open) from masking.stg_sqs__mask_consistency"
+    assert query(database, exposed, login="transformer_user") == [(0,)]
 
 
 def test_a_field_is_removed_with_its_column(database, project):

@@ -28,9 +28,12 @@
 {%- endmacro %}
 
 
+{% macro whole_message() -%} masking.parse_json(messages.body) {%- endmacro %}
+
+
 {# The message as jsonb, out of its envelope. #}
 {% macro parsed_event() -%}
-    {%- set whole, expressions = 'masking.parse_json(messages.body)', {} -%}
+    {%- set whole, expressions = whole_message(), {} -%}
     {%- for name, it in declared_events().items() -%}
         {%- do expressions.update({name: {
             'none': whole, 'sns': 'masking.parse_json(' ~ whole ~ " ->> 'Message')", 'eventbridge': whole ~ " -> 'detail'"
@@ -111,17 +114,19 @@
     case
         when {{ event_type() }} is null then 'unknown_queue'
         {%- for it in events.values() if it.envelope != 'none' %}
-        when messages.queue in ({{ quoted_list(it.queues) }}) and parsed.event is null then 'not_in_{{ it.envelope }}_envelope'
-        {%- endfor %}
-        when parsed.event is null then
-            case when messages.body ~ '^[A-Za-z0-9+/_-]{16,}={0,2}\s*$' then 'base64' else 'not_json' end
-        when jsonb_typeof(parsed.event) <> 'object' then
+        when parsed.event is null and messages.queue in ({{ quoted_list(it.queues) }}) and {{ whole_message() }} is not null then
+            {%- if it.envelope == 'sns' %}
             case
-                when parsed.event ->> 0 ~ '(PayloadS3Pointer|MessageS3Pointer)$' then 's3_pointer'
-                when jsonb_typeof(masking.parse_json(parsed.event #>> '{}')) = 'object' and jsonb_typeof(parsed.event) = 'string'
-                    then 'json_in_a_string'
-                else 'not_an_object'
+                when {{ whole_message() }} ->> 'Message' is null then 'not_in_sns_envelope'
+                when masking.is_encoded({{ whole_message() }} ->> 'Message') then 'base64'
+                else 'not_json'
             end
+            {%- else %}
+            'not_in_{{ it.envelope }}_envelope'
+            {%- endif %}
+        {%- endfor %}
+        when parsed.event is null then case when masking.is_encoded(messages.body) then 'base64' else 'not_json' end
+        when jsonb_typeof(parsed.event) <> 'object' then 'not_an_object'
         when messages.sent_at is null then 'missing_sent_at'
         {%- for name, it in events.items() %}
         {%- if events | length > 1 %}
@@ -165,20 +170,25 @@
 {%- endmacro %}
 
 
-{# An app that puts the device id or the address where analysts can read it. What stands for "none" gives nothing away. #}
+{# An app that puts the device id or the address where analysts can read it: as the message has it, or as it is
+   published. What stands for "none" gives nothing away. #}
 {% macro exposure_in(event) -%}
     {%- for field in event.fields.values() if field.masked_as %}
-        {%- set texts = [] -%}
-        {%- for open in event.fields.values() if is_searched(open, field) -%}{%- do texts.append(field_text(open)) -%}{%- endfor %}
-        when ({{ exposes(texts, 'canonical.' ~ field.name, field.form) }}) and not ({{ is_placeholder(field) }})
+        {%- set texts, canonical = [], 'canonical.' ~ field.name -%}
+        {%- for open in event.fields.values() if not open.masked_as -%}
+            {%- do texts.append(field_text(open)) -%}
+            {%- if open.type == 'version' -%}
+                {#- nearly no value can be in it: three numbers are no address #}
+                {%- set can_be = canonical ~ " like 'raw:%'" if field.form == 'address' else "ltrim(" ~ canonical ~ ", '.0123456789') = ''" -%}
+                {%- set published = published_text(open, '(' ~ pack_version(field_text(open)) ~ ')') -%}
+                {%- do texts.append('case when ' ~ can_be ~ ' then ' ~ published ~ ' end') -%}
+            {%- elif open.type == 'timestamp' -%}
+                {%- do texts.append(published_text(open, 'masking.parse_timestamp(' ~ field_text(open) ~ ')')) -%}
+            {%- endif -%}
+        {%- endfor %}
+        when ({{ exposes(texts, canonical, field.form) }}) and not ({{ is_placeholder(field) }})
             then 'exposes_plain_value'
     {%- endfor %}
-{%- endmacro %}
-
-
-{# A version has no room for an address. #}
-{% macro is_searched(open, field) -%}
-    {{ return(not open.masked_as and (open.type != 'version' or field.form != 'address')) }}
 {%- endmacro %}
 
 
@@ -188,21 +198,22 @@
 {%- endmacro %}
 
 
-{# What is published in the open, as text. #}
-{% macro published_texts(field) -%}
-    {%- set texts = [] -%}
-    {%- for open in declared_fields(masked=false) if is_searched(open, field) -%}
-        {%- do texts.append('analytics.decode_app_version(' ~ open.name ~ ')' if open.type == 'version' else open.name ~ '::text') -%}
-    {%- endfor -%}
-    {{ return(texts) }}
+{# What is published of an open field, as a text that is the same in every session. #}
+{% macro published_text(field, value) -%}
+    {{ return({
+        'version': 'analytics.decode_app_version(' ~ value ~ ')', 'timestamp': 'masking.printed_timestamp(' ~ value ~ ')'
+    }.get(field.type, value ~ '::text')) }}
 {%- endmacro %}
 
 
-{# What is found only once something is missing: the message in an envelope that is not declared. #}
+{# What is looked for only where there is no event, or something is missing in it: an envelope that is not declared, and
+   what else may have come in its place. #}
 {% macro reason_with_envelopes() -%}
     case
-        when verdict.reason like 'missing\_%' and parsed.event ?& array['Type', 'TopicArn', 'Message'] then 'in_sns_envelope'
-        when verdict.reason like 'missing\_%' and parsed.event ?& array['detail-type', 'source', 'detail'] then 'in_eventbridge_envelope'
+        when verdict.reason like 'missing\_%' or verdict.reason = 'not_an_object'
+            then coalesce(masking.not_an_event(parsed.event), verdict.reason)
+        when verdict.reason like 'not\_in\_%'
+            then coalesce(masking.not_an_event({{ whole_message() }}), verdict.reason)
         else verdict.reason
     end
 {%- endmacro %}

@@ -42,13 +42,18 @@ return case
     else masking.canonical_text(value)
 end;
 
--- The address in what a gateway or an app may write around it: 192.0.2.1:443, [2001:db8::1]:443, fe80::1%eth0.
+-- The address in what a gateway or an app may write around it: 192.0.2.1:443, [2001:db8::1]:443, fe80::1%eth0. Nothing
+-- in 10.1/16, which is a network: PostgreSQL would complete it to 10.1.0.0.
 create or replace function masking.bare_address(value text) returns text
 language sql immutable parallel safe
 return case
     when ltrim(value, '0123456789.') = '' then value  -- nearly all are so
     else regexp_replace(
-        regexp_replace(value, '^(?:\[([^][]*)\](?::[0-9]+)?|([0-9.]+):[0-9]+)((?:/[0-9]+)?)$', '\1\2\3'), '%[^/]*', ''
+        regexp_replace(
+            regexp_replace(value, '^(?:\[([^][]*)\](?::[0-9]+)?|([0-9.]+):[0-9]+)((?:/[0-9]+)?)$', '\1\2\3'),
+            '%[^/]*', ''
+        ),
+        '^[0-9]+(?:\.[0-9]+){0,2}\.?/.*', ''
     )
 end;
 
@@ -126,6 +131,31 @@ begin
     end if;
 end $$;
 
+-- Whether a text looks encoded: nothing but base64, in one line or many.
+create or replace function masking.is_encoded(value text) returns boolean
+language sql immutable parallel safe
+return value ~ '^[A-Za-z0-9+/_-]{16,}(?:[\r\n]+[A-Za-z0-9+/_-]+)*={0,2}[ \t\n\r\x0B\f]*$';
+
+-- Whether a string in it does, which begins as base64 of JSON, gzip, zlib or Zstandard does.
+create or replace function masking.has_encoded_part(body text) returns boolean
+language sql immutable parallel safe
+return body ~ '"(?:e[wyAJN]|W[3wy]|H4sI|KLUv)[A-Za-z0-9+/_\\-]{20,}={0,2}(?:\\+[nr])*\\*"';
+
+-- What came in the place of an event: its reason for rejection, or null where nobody can tell.
+create or replace function masking.not_an_event(found jsonb) returns text
+language sql immutable parallel safe
+return case
+    when jsonb_typeof(found) = 'object' then case
+        when found ?& array['Type', 'TopicArn', 'Message'] then 'in_sns_envelope'
+        when found ?& array['detail-type', 'source', 'detail'] then 'in_eventbridge_envelope'
+    end
+    when found ->> 0 ~ '(PayloadS3Pointer|MessageS3Pointer)$' then 's3_pointer'
+    when jsonb_typeof(found) = 'string' then case
+        when jsonb_typeof(masking.parse_json(found #>> '{}')) in ('object', 'string') then 'json_in_a_string'
+        when masking.is_encoded(found #>> '{}') then 'base64'
+    end
+end;
+
 -- An ISO 8601 time with its offset, or null.
 do $$
 begin
@@ -151,6 +181,12 @@ begin
     end if;
 end $$;
 
+-- A time as text, whatever the session's time zone and style.
+create or replace function masking.printed_timestamp(value timestamptz) returns text
+language sql immutable strict parallel safe
+set datestyle = 'ISO' set timezone = 'UTC'
+return value::text;
+
 -- Of a short value only as a word of its own, or `d` would be found in every `android`.
 create or replace function masking.has_value(text_in_form text, value text) returns boolean
 language sql immutable parallel safe
@@ -161,26 +197,48 @@ return strpos(text_in_form, value) > 0 and (
     )
 );
 
--- What might be an address in a text: four numbers between dots, and whatever lies between colons. (jit: compiling this
--- takes longer than running it a thousand times. PL/pgSQL reads a backslash as the session does: the other.)
-create or replace function masking.has_address(lower_text text, canonical text) returns boolean
+-- The canonical form of each address in a text: of any four numbers between dots, and of whatever lies between colons,
+-- without the letters and dots that stand next to it. (jit: compiling this takes longer than running it a thousand
+-- times. PL/pgSQL reads a backslash as the session does: the other.)
+create or replace function masking.addresses_in(lower_text text) returns text[]
 language plpgsql immutable strict parallel safe set jit = off set standard_conforming_strings = on as $$
 begin
+    return array(
+        select masking.canonical_address(candidate)
+        from (
+            select array_to_string(parts[first:first + 3], '.') as candidate
+            from regexp_matches(lower_text, '[0-9]+(?:\.[0-9]+){3,}', 'g') as run (found)
+            cross join lateral string_to_array(run.found[1], '.') as split (parts)
+            cross join lateral generate_series(1, cardinality(parts) - 3) as first
+            union
+            select concat_ws(
+                ':', substring(parts[first] from '[0-9a-f]{0,4}$'), array_to_string(parts[first + 1:last - 1], ':'), tail
+            )
+            from regexp_matches(lower_text, '[0-9a-f.]*:[0-9a-f:.]+', 'g') as run (found)
+            cross join lateral string_to_array(run.found[1], ':') as split (parts)
+            cross join lateral generate_series(1, cardinality(parts)) as first
+            cross join lateral generate_series(first + 2, least(first + 8, cardinality(parts))) as last
+            cross join lateral unnest(array[
+                substring(parts[last] from '^[0-9a-f]{0,4}'), substring(parts[last] from '^[0-9]+(?:\.[0-9]+){1,3}')
+            ]) as ends (tail)
+            where tail is not null and (last - first >= 6 or '' = any(parts[first:last]))
+        ) as candidates
+    );
+end $$;
+
+-- Of a value that is no address, an address in it is one: of "192.0.2.1, 10.0.0.1" either.
+create or replace function masking.has_address(lower_text text, canonical text) returns boolean
+language plpgsql immutable strict parallel safe set jit = off set standard_conforming_strings = on as $$
+declare
+    might_have constant boolean := lower_text ~ '[0-9]\.[0-9]+\.[0-9]+\.[0-9]|:.*:';
+begin
     return case
-        when canonical like 'raw:%' then masking.has_value(lower_text, substr(canonical, 5))
-        when lower_text !~ '[0-9]\.[0-9]+\.[0-9]+\.[0-9]|:.*:' then false
-        else canonical in (
-            select masking.canonical_address(btrim(candidate, '.'))
-            from (
-                select (regexp_matches(lower_text, '(?<![0-9])[0-9]+(?:\.[0-9]+){3}(?![0-9])', 'g'))[1] as candidate
-                union
-                select array_to_string(parts[first:last], ':')
-                from regexp_matches(lower_text, '[0-9a-f.]*:[0-9a-f:.]+', 'g') as run (found)
-                cross join lateral string_to_array(run.found[1], ':') as split (parts)
-                cross join lateral generate_series(1, cardinality(parts)) as first
-                cross join lateral generate_series(first + 2, least(first + 8, cardinality(parts))) as last
-            ) as candidates
-        )
+        when canonical like 'raw:%' then
+            masking.has_value(lower_text, substr(canonical, 5))
+            or might_have and masking.addresses_in(lower_text)
+            && (select array_agg(address) from unnest(masking.addresses_in(substr(canonical, 5))) as inside (address)
+                where address not in ('0.0.0.0', '::'))
+        else might_have and canonical = any(masking.addresses_in(lower_text))
     end;
 end $$;
 
@@ -190,7 +248,7 @@ create or replace function masking.exposes(open_text text, canonical text, form 
 language sql immutable parallel safe
 return case form
     when 'address' then
-        open_text is not null and (strpos(open_text, '.') > 0 or strpos(open_text, ':') > 0 or canonical like 'raw:%')
+        open_text is not null and (open_text like '%.%.%.%' or strpos(open_text, ':') > 0 or canonical like 'raw:%')
         and masking.has_address(lower(open_text collate "C"), canonical)
     when 'exact' then strpos(open_text, canonical) > 0 and masking.has_value(open_text, canonical)
     else
@@ -203,5 +261,7 @@ grant execute on function
     masking.fail(text), masking.token(text, bytea), masking.canonical_exact(text), masking.canonical_text(text),
     masking.canonical_identifier(text), masking.bare_address(text), masking.printed_address(inet),
     masking.canonical_address(text), masking.json_depth(text), masking.parse_json(text), masking.parse_timestamp(text),
-    masking.exposes(text, text, text), masking.has_value(text, text), masking.has_address(text, text)
+    masking.exposes(text, text, text), masking.has_value(text, text), masking.has_address(text, text),
+    masking.addresses_in(text), masking.printed_timestamp(timestamptz), masking.is_encoded(text),
+    masking.has_encoded_part(text), masking.not_an_event(jsonb)
 to transformer, pipeline_owner;

@@ -22,6 +22,8 @@ select
 
     -- plain
     messages.body,
+    messages.body || coalesce(' ' || messages.attributes::text, '') || coalesce(' "' || messages.message_group_id || '"', '')
+        as body_and_attributes,
     {%- for field in masked_fields %}
     canonical.{{ field.name }} as {{ field.name }},
     {%- endfor %}

@@ -5,6 +5,8 @@
 with
 
 values_and_tokens as (
+{%- set texts = [] -%}
+{%- for open in declared_fields(masked=false) -%}{%- do texts.append(published_text(open, open.name)) -%}{%- endfor -%}
 {%- for field in declared_fields(masked=true) %}
 
     select
@@ -13,7 +15,7 @@ values_and_tokens as (
         encode(sha256(convert_to({{ secret_part() }} || {{ field.name }}, 'UTF8')), 'hex') as digest,
         masked_{{ field.name }} as token,
         masked_{{ field.name }} = encode(sha256(convert_to({{ field.name }}, 'UTF8')), 'hex') as is_without_key,
-        not {{ field.name }}_is_placeholder and ({{ exposes(published_texts(field), field.name, field.form) }}) as is_in_the_open
+        not {{ field.name }}_is_placeholder and ({{ exposes(texts, field.name, field.form) }}) as is_in_the_open
     from {{ ref('base_sqs__messages') }}
     where reason is null
     {%- if not loop.last %}
