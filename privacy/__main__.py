@@ -154,7 +154,7 @@ def approve(request: int) -> None:
 @click.option("--reason", type=text, required=True, help="Why, for the audit; without naming the person.")
 def forget(user_id: str, reason: str) -> None:
     """As privacy officer: erase a person's messages. Run dbt afterwards: it removes them from analytics."""
-    if not user_id.strip():
+    if not user_id.strip(" \t\n\r\v\f"):  # what is blank to the database
         raise click.UsageError("Give --user-id (make forget USER_ID=… REASON=…).")
     with _transaction() as cursor:
         from_raw, from_originals, from_analytics, not_looked_into = erase(cursor, user_id, reason)

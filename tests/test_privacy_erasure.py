@@ -1,6 +1,8 @@
 """Erasure: a person leaves every table, others stay whole, the queue cannot bring them back, and the counts add up."""
 
+import base64
 import contextlib
+import gzip
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -116,6 +118,89 @@ def test_the_counts_add_up(forgotten):
     dbt(database, "build")  # with its tests: landed = accepted + rejected + erased, for one
     erased = as_transformer(database, "select count(*) from privacy.erased_messages")
     assert erased == [(len(PERSONS) + 2,)]
+
+
+AS_WRITTEN = {
+    "line-break-in-it": ("a\nb", login("a\nb", app_version="x"), True),
+    "line-break-in-it-twice-encoded": ("a\nb", json.dumps(login("a\nb")), True),
+    "tab-in-it": ("a\tb", login("a\tb", app_version="x"), True),
+    "other-control-character": ("a\x01b", login("a\x01b", app_version="x"), True),
+    "slash-escaped": ("a/b", r'{"user_id": "a\/b"}', True),
+    "backslash": ("a\\b", json.dumps(login("a\\b")), True),
+    "quote": ('a"b', json.dumps(login('a"b')), True),
+    "digits-in-mixed-case": ("g\u00ea\U0001f600", r'{"user_id": "g\u00eA\ud83D\uDe00"}', True),
+    "blank-before": ("gone", r'{"user_id": "\u000b\u000Cgone"}', True),
+    "number-in-a-string": ("7", json.dumps(json.dumps({"user_id": 7}, indent=1)), True),
+    "number-in-a-list": ("7", '{"ids": [6, 7]}', True),
+    "as-python-prints-it": ("gone", "{'user_id': 'gone'}", True),
+    "letter-after-a-line-break": ("n1", r'{"user_id": "\n1"}', False),
+    "no-blank-before": ("gone", r'{"user_id": "\bgone"}', False),
+    "number-in-a-text": ("7", '{"note": "1,7,9", "more": "a:7}"}', False),
+    "longer-number": ("7", '{"user_id": 77, "a": 7.5, "b": -7}', False),
+    "wildcards": ("a%_.*", login("axyzz", app_version="x"), False),
+    "another-normal-form": ("e\u0301", login("\u00e9", app_version="x"), False),
+}
+
+
+@pytest.fixture(scope="module")
+def as_written(module_database):
+    pattern = "select %s ~ privacy.naming(%s)"
+    return lambda person, body: as_superuser(module_database, pattern, body, person) == [(True,)]
+
+
+@pytest.mark.parametrize("name", AS_WRITTEN)
+def test_a_rejected_message_names_the_person_however_it_is_written_and_nobody_else(as_written, name):
+    person, body, named = AS_WRITTEN[name]
+    assert as_written(person, body) is named
+
+
+LAND_WITH_MORE = """
+    insert into raw.sqs_messages (message_id, queue, body, attributes, message_group_id, sent_at, load_id)
+    select 'a' || n, 'login-queue', body, attributes::jsonb, group_id, now(), (select raw.current_load_id())
+    from unnest(%s, %s, %s) with ordinality as message (body, attributes, group_id, n);
+    insert into raw.loads (queue, received, landed, duplicates) values ('login-queue', %s, %s, 0) returning 1
+"""
+
+
+def test_what_sqs_says_of_a_message_that_is_none_names_the_person_too(database):
+    user = json.dumps({"user": {"DataType": "String", "StringValue": "gone"}})
+    messages = [("x", user, None), ("x", None, "gone"), ("x", None, "gone-2"), (login("stays"), user, "gone")]
+    query(database, LAND_WITH_MORE, *map(list, zip(*messages, strict=True)), 4, 4, login="loader_user")
+    dbt(database, "run")
+    assert forget(database).stdout.startswith("raw.sqs_messages: 2 removed")
+    dbt(database, "run")
+    assert everywhere(database) == {"a3", "a4"}
+
+
+def test_messages_that_are_encoded_are_counted(database):
+    encoded = base64.b64encode(login().encode()).decode()
+    lines = base64.encodebytes(login().encode()).decode()
+    zipped = base64.b64encode(gzip.compress(login().encode())).decode()
+    envelope = {"Type": "Notification", "TopicArn": "t", "Message": zipped}
+    looked_into = [
+        login("stays", device_id="0f8fad5b-d9cb-469f-a165-70867728950e", app_version="x"),
+        "just some words of text",
+    ]
+    bodies = [encoded, lines, zipped, json.dumps(encoded), json.dumps(envelope), json.dumps({"data": encoded})]
+    land(database, bodies + looked_into)
+    dbt(database, "run")
+    assert forget(database).stdout.splitlines()[-1] == (
+        "6 rejected messages in raw are encoded or compressed, and were not looked into."
+    )
+
+
+def test_a_short_user_id_may_be_a_part_of_the_reasons_words(database):
+    land(database, [login("7"), login("77")])
+    dbt(database, "run")
+    assert forget(database, "7", "ticket 78: account closed").stdout.startswith("raw.sqs_messages: 1 removed")
+    assert forget(database, "77", "ticket 77: account closed").returncode != 0
+
+
+def test_only_blanks_that_are_no_user_id_are_refused(database):
+    land(database, [login("\u00a0")])
+    dbt(database, "run")
+    assert forget(database, "\u00a0").stdout.startswith("raw.sqs_messages: 1 removed")
+    assert "Give --user-id" in forget(database, " \t").stderr
 
 
 FORGET = "select * from privacy.forget_user(%(user_id)s, %(reason)s)", {"user_id": "gone", "reason": REASON}

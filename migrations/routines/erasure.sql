@@ -126,33 +126,49 @@ create or replace function privacy.as_json_writes(value text) returns text
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
+    short_forms constant jsonb := jsonb_build_object(
+        chr(8), '|\\+b', chr(9), '|\\+t', chr(10), '|\\+n', chr(12), '|\\+f', chr(13), '|\\+r'
+    );
     pattern text := '';
     letter text;
-    digits text;
+    units integer[];  -- of UTF-16
 begin
     foreach letter in array string_to_array(value, null) loop
-        if ascii(letter) < 65536 then
-            digits := lpad(to_hex(ascii(letter)), 4, '0');
-        else  -- in two halves
-            digits := to_hex(55232 + (ascii(letter) >> 10)) || '\\+u' || to_hex(56320 + (ascii(letter) & 1023));
-        end if;
-        -- (of digits that are written in mixed case, nobody has heard)
+        units := case
+            when ascii(letter) < 65536 then array[ascii(letter)]
+            else array[55232 + (ascii(letter) >> 10), 56320 + (ascii(letter) & 1023)]
+        end;
         pattern := pattern || format(
-            '(?:\\*%s|\\+u(?:%s|%s))',
-            regexp_replace(letter, '([^[:alnum:]])', '\\\1'), digits, replace(upper(digits), 'U', 'u')
+            '(?:%s%s|%s%s)',
+            case when letter in ('"', '\', '/') then '\\*' end,
+            regexp_replace(letter, '([^[:alnum:]])', '\\\1'),
+            (
+                select string_agg('\\+u' || digits, '' order by position)
+                from unnest(units) with ordinality as each (unit, position)
+                cross join lateral (
+                    select string_agg(format('[%s%s]', digit, upper(digit)), '' order by place)
+                    from string_to_table(lpad(to_hex(unit), 4, '0'), null) with ordinality as hex (digit, place)
+                ) as either_case (digits)
+            ),
+            short_forms ->> letter
         );
     end loop;
     return pattern;
 end $$;
 
--- For a text that is no accepted message: a regular expression that finds the person in it, as a string or number of
--- its own under whatever key, however deep, in an envelope or in JSON that is itself a string. Blanks around do not
--- count.
+-- For a text that is no accepted message: a regular expression that finds the person in it, as a string of its own
+-- under whatever key, however deep, in an envelope or in JSON that is itself a string; quoted as JSON does it, or as
+-- Python and JavaScript do. A number also counts as a member of an object or list. Blanks around do not count.
 create or replace function privacy.naming(person text) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 return format(
-    case when person ~ '^[0-9.eE+-]+$' then '%1$s%2$s%3$s%2$s%1$s|[:,[]\s*%3$s\s*[],}]' else '%1$s%2$s%3$s%2$s%1$s' end,
-    privacy.as_json_writes('"'), '(?:\s|\\+[nrtbf]|\\+u00(?:20|09|0[aAdD]))*', privacy.as_json_writes(person)
+    case
+        when person ~ '^[0-9.eE+-]+$' then '%1$s%2$s%3$s%2$s%1$s|(?:%1$s%2$s:|\[(?:[^]["''{}]*,)?)%2$s%3$s%2$s[],}]'
+        else '%1$s%2$s%3$s%2$s%1$s'
+    end,
+    '(?:''|' || privacy.as_json_writes('"') || ')',
+    '(?:[ \t\n\r\x0B\f]|\\+[nrtf]|\\+u00(?:20|09|0[a-dA-D]))*',
+    privacy.as_json_writes(person)
 );
 
 -- Waits for the loads that have begun and makes others wait until this transaction ends: what lands has to see the
@@ -193,7 +209,7 @@ begin
     if person = '' is not false then
         raise exception 'a user_id is needed';
     end if;
-    if length(btrim(reason)) < 10 is not false or strpos(reason, person) > 0 then
+    if length(btrim(reason)) < 10 is not false or masking.has_value(reason, person) then
         raise exception 'a reason is needed that somebody else will understand and that does not name the person';
     end if;
     perform from privacy.settings for update;  -- whoever is sealing has finished
@@ -210,10 +226,14 @@ begin
             $query$
                 select
                     coalesce(
-                        array_agg(message_id) filter (where case when reason is null then subject = $1 else body ~ $2 end),
+                        array_agg(message_id) filter (
+                            where case when reason is null then subject = $1 else body_and_attributes ~ $2 end
+                        ),
                         '{}'
                     ),
-                    count(*) filter (where reason is not null and body ~ '^[A-Za-z0-9+/_=\s-]{24,}$')
+                    count(*) filter (
+                        where reason is not null and (masking.is_encoded(body) or masking.has_encoded_part(body))
+                    )
                 from masking.base_sqs__messages where load_id %s %s
             $query$, comparison, in_flight
         ) into newly_found, newly_not_looked_into using person, privacy.naming(person);
