@@ -174,19 +174,22 @@
    published. What stands for "none" gives nothing away. #}
 {% macro exposure_in(event) -%}
     {%- for field in event.fields.values() if field.masked_as %}
-        {%- set texts, canonical = [], 'canonical.' ~ field.name -%}
+        {%- set found, canonical = [], 'canonical.' ~ field.name -%}
         {%- for open in event.fields.values() if not open.masked_as -%}
-            {%- do texts.append(field_text(open)) -%}
+            {%- set text = field_text(open) -%}
             {%- if open.type == 'version' -%}
-                {#- nearly no value can be in it: three numbers are no address #}
-                {%- set can_be = canonical ~ " like 'raw:%'" if field.form == 'address' else "ltrim(" ~ canonical ~ ", '.0123456789') = ''" -%}
-                {%- set published = published_text(open, '(' ~ pack_version(field_text(open)) ~ ')') -%}
-                {%- do texts.append('case when ' ~ can_be ~ ' then ' ~ published ~ ' end') -%}
+                {#- asked first: only numbers and dots can be in it, and no whole address #}
+                {%- set can_be = canonical ~ " like 'raw:%'" if field.form == 'address' else 'ltrim(' ~ canonical ~ ", '.0123456789') = ''" -%}
+                {%- set published = published_text(open, '(' ~ pack_version(text) ~ ')') -%}
+                {%- do found.append(can_be ~ ' and (' ~ exposes([text, published], canonical, field.form) ~ ')') -%}
             {%- elif open.type == 'timestamp' -%}
-                {%- do texts.append(published_text(open, 'masking.parse_timestamp(' ~ field_text(open) ~ ')')) -%}
+                {%- set published = published_text(open, 'masking.parse_timestamp(' ~ text ~ ')') -%}
+                {%- do found.append(exposes([text, published], canonical, field.form)) -%}
+            {%- else -%}
+                {%- do found.append(exposes([text], canonical, field.form)) -%}
             {%- endif -%}
         {%- endfor %}
-        when ({{ exposes(texts, canonical, field.form) }}) and not ({{ is_placeholder(field) }})
+        when ({{ found | join(' or ') }}) and not ({{ is_placeholder(field) }})
             then 'exposes_plain_value'
     {%- endfor %}
 {%- endmacro %}
