@@ -1,5 +1,7 @@
 """make chaos: run the whole pipeline with random faults, several at once, and check what must hold.
 
+With CITUS_BIN it runs on a Citus cluster (tests/cluster.py), and faults hit its nodes and the network between them.
+
 A plan is a list of events with their times. Actions start programs, faults begin and end. The seed determines the whole
 plan, so a plan can be saved, replayed and shrunk. (Processes do not run at the same speed each time, so the outcome may
 differ.) At the end of each round all faults end, the pipeline has two minutes to settle, and every invariant
@@ -24,7 +26,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,11 @@ from local.events import generate
 from local.processes import command_of, number_in
 from local.stack import DATABASE, SUPERUSER, Stack
 from privacy.__main__ import erase
-from tests import faults, oracle, signups
-from tests.conftest import ROOT, Database, copy, pytest_configure, temporary_stack
+from tests import cluster, faults, oracle, signups
+from tests.conftest import ROOT, Database, administration, close, copy, nodes, pytest_configure, temporary_stack
 from tests.instructions import checkout, follow
 from tests.instructions import run as type_in
-from tests.invariants import ALWAYS, FITTING, Seen, broken, look
+from tests.invariants import ALWAYS, BY_DBT, FITTING, Seen, broken, look
 from tests.leakcheck import LOUD, Needles, database_places, file_places, secrets_of
 from tests.officer import Officer
 from tests.pgbouncer import PGBOUNCER, pgbouncer
@@ -51,6 +52,7 @@ ANY_QUEUE = ("login-queue", "login-queue", signups.QUEUE)
 ROUND = 40.0  # seconds of faults, after which the pipeline may settle
 SETTLES_WITHIN = 120.0  # seconds
 NO_DATABASE = 3  # the exit status
+LOOKS_ON_A_CLUSTER = 4
 EXECUTE = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
 REASON = "ticket 77: account closed"
 # at: seconds since the pipeline last settled; do: an entry below; lasts: of a fault; its parameters
@@ -95,6 +97,7 @@ def whole(least: int, most: int) -> Callable[[random.Random], int]:
 
 # Of all that is there at that moment, which one.
 WHICH = between(0, 0.99)
+NODE = WHICH  # of a cluster, the coordinator first
 
 
 def make_plan(seed: int, seconds: float) -> list[Event]:
@@ -221,10 +224,55 @@ class Weather:
 
 
 @dataclass
+class Server:
+    """The PostgreSQL, or one node of a cluster."""
+
+    stack: Stack
+    disk: Path | None  # of the tables
+    wal_disk: Path | None
+    network: faults.Network | None  # between a worker and its coordinator
+    is_frozen: bool = False
+    log_read: int = 0  # bytes
+
+    @property
+    def database(self) -> Database:
+        return Database(self.stack, DATABASE)
+
+    def start(self) -> None:
+        """But where there is no room for its WAL: then, whoever makes room does it."""
+        if not (self.wal_disk and (self.wal_disk / "filler").exists()):
+            self.stack.start_postgres()
+
+    def freeze(self) -> None:
+        self.is_frozen = True
+        self.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.signal(signal.SIGCONT)
+        self.is_frozen = False
+
+    def signal(self, number: int) -> None:
+        """To the server and all its children."""
+        server = number_in(self.stack.folder / "postgres" / "data" / "postmaster.pid")
+        for pid in (server, *children_of(server)) if server else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def read_log(self) -> bytes:
+        """What it has written since it was last read."""
+        with (self.stack.folder / "postgres" / "server.log").open("rb") as log:
+            log.seek(self.log_read)
+            said = log.read()
+            self.log_read = log.tell()
+        return said
+
+
+@dataclass
 class Place:
     """The servers, the proxies in front of them, and dbt with the project parsed. Each run gets its own database."""
 
     stack: Stack
+    servers: list[Server]
     folder: Path
     root: Path  # of the programs
     weather: Weather
@@ -232,8 +280,6 @@ class Place:
     proxies: dict[str, str]  # environment
     officer: Officer
     pool: int | None  # PgBouncer's port
-    disk: Path | None  # of the tables
-    wal_disk: Path | None
     dbt: DbtServer | None = None
 
     @property
@@ -244,12 +290,12 @@ class Place:
         environment = self.database.env(login) | self.proxies
         return environment | {"PATH": f"{self.officer.folder}{os.pathsep}{environment['PATH']}"}  # gpg
 
-    def signal_postgres(self, number: int) -> None:
-        """To the server and all its children."""
-        server = number_in(self.stack.folder / "postgres" / "data" / "postmaster.pid")
-        for pid in (server, *children_of(server)) if server else ():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+    @property
+    def is_cluster(self) -> bool:
+        return len(self.servers) > 1
+
+    def server(self, node: float) -> Server:
+        return self.servers[int(node * len(self.servers))]
 
     @contextlib.contextmanager
     def dbt_server(self, project: Path) -> Iterator[DbtServer]:
@@ -279,12 +325,20 @@ def has_mounts_of_its_own() -> bool:
 
 def small_disk(stack: Stack, name: str, size: int) -> Path:
     """A disk of so many MiB, with a folder for PostgreSQL."""
-    disk = stack.folder / f"disk-of-{name}"
+    disk = stack._cluster / f"disk-of-{name}"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", disk], check=True)
     (disk / name).mkdir()
     stack._account.own(disk / name)
     return disk
+
+
+def put_tables_on(server: Server) -> None:
+    """Those of the database that each run gets a copy of."""
+    with administration(server.stack) as cursor:
+        close(cursor, PRISTINE)
+        cursor.execute(f"create tablespace small location '{server.disk / 'tables'}'")
+        cursor.execute(f"alter database {PRISTINE} set tablespace small")
 
 
 def move_wal(stack: Stack, disk: Path) -> None:
@@ -296,12 +350,32 @@ def move_wal(stack: Stack, disk: Path) -> None:
     stack.start_postgres()
 
 
+def on_servers(stack: Stack, networks: list[faults.Network], with_small_disks: bool) -> Iterator[Server]:
+    for node, network in zip(nodes(stack), [None, *networks], strict=True):
+        disk = small_disk(node, "tables", DISK) if with_small_disks else None
+        wal_disk = small_disk(node, "wal", WAL_DISK) if with_small_disks else None
+        if wal_disk:
+            move_wal(node, wal_disk)
+        yield Server(node, disk, wal_disk, network)
+
+
 @contextlib.contextmanager
-def temporary_place(with_small_disks: bool = False) -> Iterator[Place]:
+def temporary_place(with_small_disks: bool = False, with_citus: bool = False) -> Iterator[Place]:
     """Disks of their own for the tables and for the WAL make mounts of this process's own, where that is possible."""
     with_small_disks = with_small_disks and has_mounts_of_its_own()
+    settings, networks = LOUD | {"max_wal_size": "96MB", "min_wal_size": "32MB"}, []
+    if with_citus:
+        settings["auto_explain.log_analyze"] = "off"  # with it, Citus refuses every insert from a select
+
+    @contextlib.contextmanager
+    def network(port: int) -> Iterator[int]:
+        with faults.serving(faults.Network(port)) as between:
+            networks.append(between)
+            yield between.server_address[1]
+
     with contextlib.ExitStack() as opened:
-        stack = opened.enter_context(temporary_stack(settings=LOUD | {"max_wal_size": "96MB", "min_wal_size": "32MB"}))
+        servers = cluster.temporary_cluster(settings, network) if with_citus else temporary_stack(settings=settings)
+        stack = opened.enter_context(servers)
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="masked-logins-chaos-")))
         weather, environment = Weather(), stack.environment(SUPERUSER)
         proxy = opened.enter_context(faults.sqs_proxy(environment["AWS_ENDPOINT_URL"], weather.at_sqs))
@@ -313,11 +387,8 @@ def temporary_place(with_small_disks: bool = False) -> Iterator[Place]:
         loader = stack.environment("loader_user") | proxies
         pool = opened.enter_context(pgbouncer(loader)) if PGBOUNCER else None
         root = signups.with_signups(folder / "programs")
-        disk = small_disk(stack, "tables", DISK) if with_small_disks else None
-        wal_disk = small_disk(stack, "wal", WAL_DISK) if with_small_disks else None
-        if wal_disk:
-            move_wal(stack, wal_disk)
-        place = Place(stack, folder, root, weather, sqs, proxies, Officer(folder / "officer"), pool, disk, wal_disk)
+        servers = list(on_servers(stack, networks, with_small_disks))
+        place = Place(stack, servers, folder, root, weather, sqs, proxies, Officer(folder / "officer"), pool)
 
         migrate = [sys.executable, *MIGRATE.arguments]
         subprocess.run(migrate, cwd=root, env=place.env(MIGRATE.login), check=True, capture_output=True)
@@ -329,14 +400,19 @@ def temporary_place(with_small_disks: bool = False) -> Iterator[Place]:
             cursor = connection.cursor()
             cursor.execute("create extension pg_stat_statements schema extensions; set role pipeline_owner")
             cursor.execute("select privacy.seal_with(%s)", (place.officer.public_key.read_text(),))
-        with contextlib.closing(stack.connect(SUPERUSER, "postgres")) as connection:
-            connection.autocommit = True
-            cursor = connection.cursor()
-            cursor.execute(f"alter database {DATABASE} rename to {PRISTINE}")
-            if disk:
-                cursor.execute(f"create tablespace small location '{disk / 'tables'}'")
-                cursor.execute(f"alter database {PRISTINE} set tablespace small")
+        for server in servers:
+            with administration(server.stack) as cursor:
+                close(cursor, DATABASE)
+                cursor.execute(f"alter database {DATABASE} rename to {PRISTINE}")
+                if not place.is_cluster:  # where copy() does so
+                    cursor.execute(f"alter database {PRISTINE} allow_connections true")
+            if server.disk:
+                put_tables_on(server)
         yield place
+
+
+class Enough(Exception):
+    """The finding that a run was played for."""
 
 
 class Run:
@@ -360,11 +436,10 @@ class Run:
         self.asked: set[str] = set()
         self.to_erase: set[str] = set()
         self.settled_load = 0
-        self.log_read = 0  # bytes of the server's log
         self.jobs: list[Job] = []
         self.endings: list[tuple[str, int, str]] = []
         self.revealed: list[tuple[str, str]] = []  # tokens, and what was recovered
-        self.is_pooled = self.is_frozen = False
+        self.is_pooled = False
         self.findings: list[str] = []
         self.seen: Seen | None = None  # when it last settled
         self.under_way = contextlib.ExitStack()
@@ -372,27 +447,30 @@ class Run:
         self.began = self.round_began = time.monotonic()
         self.dbt_goes_on = True
         self.looked_at = 0.0
+        self.is_wanted: Callable[[str], bool] = lambda finding: False
+        self.times_seen: Counter[str] = Counter()  # running, that something did not hold which always holds
 
-    def play(self, plan: Iterable[Event], at_once: bool = False) -> list[str]:
-        """The broken invariants. Stops after the first round that breaks one, or (`at_once`) as soon as one is seen."""
+    def play(self, plan: Iterable[Event], until: Callable[[str], bool] = lambda finding: False) -> list[str]:
+        """The broken invariants. Stops after the first round that breaks one, or at once with the finding wanted."""
+        self.is_wanted = until
         plan = list(plan)
         if not plan or plan[-1]["do"] != "settle":
             plan.append({"at": 0.0, "do": "settle"})
         with self.set_up():
             try:
-                self.play_events(plan, at_once)
+                self.play_events(plan)
+            except Enough:
+                pass
             except Exception as error:  # whatever it is, the history is kept, and the next seed has its turn
                 self.write({"raised": traceback.format_exc()})
                 self.found([f"raises: {type(error).__name__}"])
         return self.findings
 
-    def play_events(self, plan: list[Event], at_once: bool) -> None:
+    def play_events(self, plan: list[Event]) -> None:
         for event in plan:
-            while time.monotonic() - self.round_began < event["at"] and not (at_once and self.findings):
+            while time.monotonic() - self.round_began < event["at"]:
                 self.tick()
                 time.sleep(0.02)
-            if at_once and self.findings:
-                return
             self.write(event)
             self.do(event)
             if self.findings and event["do"] == "settle":
@@ -401,11 +479,13 @@ class Run:
     @contextlib.contextmanager
     def set_up(self) -> Iterator[None]:
         name, sqs = Database(self.place.stack, PRISTINE), self.place.sqs
-        self.log_read = self.server_log.stat().st_size
+        for server in self.place.servers:
+            server.read_log()
         with copy(name, DATABASE), self.history.open("a") as self.lines:
             # PostgreSQL writes no WAL for the next 32 numbers of a sequence that was copied with its database: a crash
             # would hand them out again. After a checkpoint it does.
-            self.query("checkpoint")
+            for server in self.place.servers:
+                self.query("checkpoint", on=server)
             self.query(self.planted)
             for queue in QUEUES:
                 self.urls[queue], self.dead_letters[queue] = create_queues(sqs, queue)
@@ -421,6 +501,8 @@ class Run:
                     wait(lambda process=job.process: process.poll() is not None, 30)
                 for url in (*self.urls.values(), *self.dead_letters.values()):
                     sqs.delete_queue(QueueUrl=url)
+                if self.place.is_cluster:  # or a worker keeps the database
+                    self.query("select recover_prepared_transactions()")
 
     def do(self, event: Event) -> None:
         parameters = {name: value for name, value in event.items() if name not in ("at", "do", "lasts")}
@@ -451,16 +533,17 @@ class Run:
     def heal(self) -> None:
         self.under_way.close()
         self.ends = []
-        self.query(CALM)  # what a fault could not end while the server was away
+        for server in self.place.servers:
+            self.query(CALM, on=server)  # what a fault could not end while the server was away
 
-    def start_postgres(self) -> None:
-        """But where there is no room for its WAL: then, whoever makes room does it."""
-        if not (self.place.wal_disk and (self.place.wal_disk / "filler").exists()):
-            self.place.stack.start_postgres()
+    def stop(self, server: Server, mode: str) -> None:
+        self.thaw()
+        server.stack.stop_postgres(mode)
 
     def thaw(self) -> None:
-        self.place.signal_postgres(signal.SIGCONT)
-        self.is_frozen = False
+        """All: a server does not stop while one of its sessions waits for another server that is frozen."""
+        for server in self.place.servers:
+            server.thaw()
 
     # Programs.
 
@@ -524,10 +607,6 @@ class Run:
 
     # What is seen.
 
-    @property
-    def server_log(self) -> Path:
-        return self.place.stack.folder / "postgres" / "server.log"
-
     def write(self, line: dict[str, Any]) -> None:
         now = {} if "at" in line else {"at": round(time.monotonic() - self.round_began, 2)}
         self.lines.write(json.dumps(now | line) + "\n")
@@ -538,21 +617,29 @@ class Run:
             if finding not in self.findings:
                 self.findings.append(finding)
                 self.write({"found": finding})
+                if self.is_wanted(finding):
+                    raise Enough
 
-    def query(self, sql: str, *parameters: Any) -> list[tuple]:
-        """As the superuser, past the proxy. Raises psycopg2.Error where the server is away; waits for nothing."""
-        if self.is_frozen:
+    def query(self, sql: str, *parameters: Any, on: Server | None = None) -> list[tuple]:
+        """As the superuser, past the proxy. Raises psycopg2.Error where a server is away; waits for nothing."""
+        if any(server.is_frozen for server in self.place.servers):
             raise psycopg2.OperationalError("frozen")
+        database = on.database if on else self.database
         options = {"connect_timeout": 2, "options": "-c statement_timeout=5s"}
-        with contextlib.closing(self.database.connect(SUPERUSER, **options)) as connection, connection:
+        with contextlib.closing(database.connect(SUPERUSER, **options)) as connection, connection:
             cursor = connection.cursor()
             cursor.execute(sql, parameters or None)
             return cursor.fetchall() if cursor.description else []
 
     def look_at_what_always_holds(self) -> None:
+        """On a cluster no statement sees all nodes at one moment: there, it has to be seen several times running."""
+        enough = LOOKS_ON_A_CLUSTER if self.place.is_cluster else 1
+        always = {name: sql for name, sql in ALWAYS.items() if not (self.place.is_cluster and name in BY_DBT)}
         with contextlib.suppress(psycopg2.Error):
-            numbers = self.query(" union all ".join(f"select '{name}', ({sql})" for name, sql in ALWAYS.items()))
-            self.found(f"{name}: {number} at one moment" for name, number in numbers if number)
+            numbers = self.query(" union all ".join(f"select '{name}', ({sql})" for name, sql in always.items()))
+            for name, number in numbers:
+                self.times_seen[name] = self.times_seen[name] + 1 if number else 0
+            self.found(f"{name}: {number} at one moment" for name, number in numbers if self.times_seen[name] >= enough)
 
     def landings(self) -> int:
         return self.query("select count(*) from raw.loads")[0][0]
@@ -676,8 +763,11 @@ def stop_a_loader(run: Run, which: float) -> None:
 
 @entry(ACTIONS, weight=0.3, in_short_runs=False)
 def backup(run: Run) -> None:
-    """While everything goes on. The last one that succeeds is restored to the side when all has settled."""
-    if not run.alive("backup"):
+    """While everything goes on. The last one that succeeds is restored to the side when all has settled.
+
+    Not that of a cluster, which is restored into one server (tests/test_citus_faults.py): here is no other.
+    """
+    if not run.place.is_cluster and not run.alive("backup"):
         file = run.secrets / "unfinished.dump"
         dump = [run.place.stack._programs() / "pg_dump", "--format=custom", "-B", "--lock-wait-timeout=20s"]
         step = Step("pg_dump", "backup_user", ["-c", EXECUTE, *map(str, dump), f"--file={file}"])
@@ -814,23 +904,37 @@ def freeze(run: Run, which: float) -> Iterator[None]:
         os.kill(job.process.pid, signal.SIGCONT)
 
 
-@entry(FAULTS, weight=1, lasts=between(0, 4), mode=one_of("fast", "immediate"))
+@entry(FAULTS, weight=1, lasts=between(0, 4), mode=one_of("fast", "immediate"), node=NODE)
 @contextlib.contextmanager
-def postgres_stopped(run: Run, mode: str) -> Iterator[None]:
-    run.thaw()
-    run.place.stack.stop_postgres(mode)
+def postgres_stopped(run: Run, mode: str, node: float = 0) -> Iterator[None]:
+    server = run.place.server(node)
+    run.stop(server, mode)
     yield
-    run.start_postgres()
+    server.start()
 
 
-@entry(FAULTS, weight=1, lasts=between(0.5, 5))
+@entry(FAULTS, weight=1, lasts=between(0.5, 5), node=NODE)
 @contextlib.contextmanager
-def postgres_frozen(run: Run) -> Iterator[None]:
+def postgres_frozen(run: Run, node: float = 0) -> Iterator[None]:
     """All its processes: connections are made, and nothing answers."""
-    run.is_frozen = True
-    run.place.signal_postgres(signal.SIGSTOP)
+    server = run.place.server(node)
+    server.freeze()
     yield
-    run.thaw()
+    server.thaw()
+
+
+@entry(FAULTS, weight=1, lasts=between(0.5, 5), which=WHICH)
+@contextlib.contextmanager
+def network_cut(run: Run, which: float) -> Iterator[None]:
+    """Between the coordinator of a cluster and one of its workers."""
+    networks = [server.network for server in run.place.servers if server.network]
+    if not networks:
+        yield
+        return
+    network = networks[int(which * len(networks))]
+    network.cut()
+    yield
+    network.heal()
 
 
 CUT = """
@@ -839,55 +943,57 @@ CUT = """
 """
 
 
-@entry(FAULTS, weight=1, login=one_of("loader_user", "transformer_user", "%"))
+@entry(FAULTS, weight=1, login=one_of("loader_user", "transformer_user", "%"), node=NODE)
 @contextlib.contextmanager
-def connections_cut(run: Run, login: str) -> Iterator[None]:
+def connections_cut(run: Run, login: str, node: float = 0) -> Iterator[None]:
     with contextlib.suppress(psycopg2.Error):
-        run.query(CUT, login)
+        run.query(CUT, login, on=run.place.server(node))
     yield
 
 
 IMPATIENT = ("loader_user", DBT, "migrator", OFFICER, "analyst_user")
-CALM = f"alter database {DATABASE} connection limit -1;"
+ONE_NODE = "set citus.enable_ddl_propagation = off;"  # and no others; without Citus, this setting is nobody's
+CALM = f"{ONE_NODE} alter database {DATABASE} connection limit -1;"
 CALM += ";".join(f"alter role {login} in database {DATABASE} reset all" for login in IMPATIENT)
 
 
 @contextlib.contextmanager
-def altered(run: Run, sql: str, login: str) -> Iterator[None]:
+def altered(run: Run, sql: str, login: str, server: Server) -> Iterator[None]:
     """Settings are for connections that are made from now on."""
     with contextlib.suppress(psycopg2.Error):
-        run.query(sql)
-        run.query(CUT, login)
+        run.query(ONE_NODE + sql, on=server)
+        run.query(CUT, login, on=server)
     yield
     with contextlib.suppress(psycopg2.Error):
-        run.query(CALM)
+        run.query(CALM, on=server)
 
 
-@entry(FAULTS, weight=1, in_short_runs=False, lasts=between(0.5, 5), left=one_of(0, 64, 1024))
+@entry(FAULTS, weight=1, in_short_runs=False, lasts=between(0.5, 5), left=one_of(0, 64, 1024), node=NODE)
 @contextlib.contextmanager
-def disk_full(run: Run, left: int) -> Iterator[None]:
+def disk_full(run: Run, left: int, node: float = 0) -> Iterator[None]:
     """But for so many KiB: that of the tables, where they have one of their own."""
-    if not run.place.disk:
+    if not (disk := run.place.server(node).disk):
         yield
         return
-    with filled(run.place.disk, left):
+    with filled(disk, left):
         yield
 
 
-@entry(FAULTS, weight=0.7, in_short_runs=False, lasts=between(0.5, 4))
+@entry(FAULTS, weight=0.7, in_short_runs=False, lasts=between(0.5, 4), node=NODE)
 @contextlib.contextmanager
-def wal_disk_full(run: Run) -> Iterator[None]:
+def wal_disk_full(run: Run, node: float = 0) -> Iterator[None]:
     """The server ends with a PANIC when it needs another file for its WAL, and does not come up without one."""
-    if not run.place.wal_disk:
+    server = run.place.server(node)
+    if not server.wal_disk:
         yield
         return
     run.thaw()
-    with filled(run.place.wal_disk):
+    with filled(server.wal_disk):
         with contextlib.suppress(psycopg2.Error):
             for _ in range(8):  # as many as are there already
-                run.query("select pg_logical_emit_message(true, '', ''), pg_switch_wal()")
+                run.query("select pg_logical_emit_message(true, '', ''), pg_switch_wal()", on=server)
         yield
-    run.start_postgres()
+    server.start()
 
 
 @contextlib.contextmanager
@@ -901,9 +1007,9 @@ def filled(disk: Path, left: int = 0) -> Iterator[None]:
     filler.unlink(missing_ok=True)
 
 
-@entry(FAULTS, weight=1, lasts=between(0.5, 4), left=one_of(0, 1, 3))
-def out_of_connections(run: Run, left: int) -> contextlib.AbstractContextManager:
-    return altered(run, f"alter database {DATABASE} connection limit {left}", "%")
+@entry(FAULTS, weight=1, lasts=between(0.5, 4), left=one_of(0, 1, 3), node=NODE)
+def out_of_connections(run: Run, left: int, node: float = 0) -> contextlib.AbstractContextManager:
+    return altered(run, f"alter database {DATABASE} connection limit {left}", "%", run.place.server(node))
 
 
 @entry(
@@ -913,9 +1019,13 @@ def out_of_connections(run: Run, left: int) -> contextlib.AbstractContextManager
     login=one_of(*IMPATIENT),
     setting=one_of("statement_timeout", "lock_timeout"),
     milliseconds=one_of(20, 200, 1000),
+    node=NODE,
 )
-def timeouts(run: Run, login: str, setting: str, milliseconds: int) -> contextlib.AbstractContextManager:
-    return altered(run, f"alter role {login} in database {DATABASE} set {setting} = {milliseconds}", login)
+def timeouts(
+    run: Run, login: str, setting: str, milliseconds: int, node: float = 0
+) -> contextlib.AbstractContextManager:
+    sql = f"alter role {login} in database {DATABASE} set {setting} = {milliseconds}"
+    return altered(run, sql, login, run.place.server(node))
 
 
 @entry(
@@ -1026,7 +1136,7 @@ def settle(run: Run) -> None:
         run.found([f"settles: after two minutes, {run.waiting()[:2]} on the queue"])
         run.write({"sessions": [" ".join(map(str, session)) for session in run.query(SESSIONS)]})
         run.write({"loaders": [job.output.read_text(errors="replace")[-1000:] for job in run.alive("loader")]})
-    bring_back(run)
+    brought_back = bring_back(run)
     for job in run.alive("loader"):
         run.tell_to_end(job)
     run.finish(lambda job: True, 60)
@@ -1034,6 +1144,8 @@ def settle(run: Run) -> None:
     last: list[int] = []
     run.start("dbt", Step("dbt", DBT, ["run"]), then=lambda status, said: last.append(status))
     run.finish(lambda job: True, 60)
+    [(came_back,)] = run.query("select count(*) from raw.sqs_messages where message_id = any(%s)", brought_back)
+    run.found([f"erased_persons_are_gone: {came_back} messages came back"] if came_back else [])
     status = Step("status", "monitor_user", ["-m", "loader", "status"])
     run.start("status", status, then=lambda status, said: last.append(status))
     if not run.finish(lambda job: True, 60) or last != [0, 0] or time.monotonic() - began > SETTLES_WITHIN:
@@ -1048,18 +1160,15 @@ def settle(run: Run) -> None:
     run.round_began, run.dbt_goes_on, run.endings = time.monotonic(), True, []
 
 
-def bring_back(run: Run) -> None:
-    """What was erased, as a redrive does: under new ids. No row of it may come into raw."""
+def bring_back(run: Run) -> list[str]:
+    """What was erased, as a redrive does: under new ids, of which none may be in raw after dbt's next run."""
     erased = run.query("select distinct message_id from privacy.erased_messages where body_mac is not null")
     bodies = sorted({(run.queue_of[each], run.sent[each]) for (each,) in erased if each in run.sent})[:20]
     before = set(run.sent)
     for queue, body in bodies:
         put(run, [body], queue)
     run.wait(lambda: not any(run.waiting()[:2]), SETTLES_WITHIN)
-    there = run.query(
-        "select count(*) from raw.sqs_messages where message_id = any(%s)", list(run.sent.keys() - before)
-    )
-    run.found(f"erased_persons_are_gone: {number} messages came back" for (number,) in there if number)
+    return list(run.sent.keys() - before)
 
 
 def erase_again(run: Run) -> None:
@@ -1130,13 +1239,12 @@ SCENES = {"start": start, "settle": settle}
 
 def observed(run: Run) -> dict[str, Any]:
     """What the invariants need to know besides the database's tables."""
-    with contextlib.closing(run.database.connect(SUPERUSER)) as connection:
-        places = list(database_places(connection))
-    files = list(file_places("output", run.folder))
-    with run.server_log.open("rb") as log:
-        log.seek(run.log_read)
-        files.append(("the server's log", log.read()))
-        run.log_read = log.tell()
+    places, files = [], list(file_places("output", run.folder))
+    for number, server in enumerate(run.place.servers):
+        show_shards = "-c citus.override_table_visibility=off"
+        with contextlib.closing(server.database.connect(SUPERUSER, options=show_shards)) as connection:
+            places += [(f"server {number}, {name}", content) for name, content in database_places(connection)]
+        files.append((f"server {number}, its log", server.read_log()))
     [raw] = run.query("select array_agg(body) from raw.sqs_messages")
     plain = [("raw.sqs_messages", "\n".join(raw[0] or ()).encode())]
     secrets = secrets_of(run.database, run.sent.values())
@@ -1157,15 +1265,28 @@ def observed(run: Run) -> dict[str, Any]:
 
 def shrink(plan: list[Event], fails: Callable[[list[Event]], bool]) -> list[Event]:
     """A plan with as few events as still fail: by leaving out halves, quarters, ... and in the end single events."""
-    size = len(plan) // 2
-    while size:
-        for start in range(0, len(plan), size):
+    size = len(plan)
+    while size := size // 2:
+        start = 0
+        while start < len(plan):
             if fails(shorter := plan[:start] + plan[start + size :]):
                 plan = shorter
-                break
-        else:
-            size //= 2
+            else:
+                start += size
+        if (shorter := without_waits(plan)) != plan and fails(shorter):
+            plan = shorter
     return plan
+
+
+def without_waits(plan: list[Event], longest: float = 2.0) -> list[Event]:
+    """What is left out leaves time in which nothing happens."""
+    shorter, at, before = [], 0.0, 0.0
+    for event in plan:
+        is_next_round = event["at"] < before
+        at = 0.0 if is_next_round else round(at + min(event["at"] - before, longest), 2)
+        before = event["at"]
+        shorter.append(event | {"at": at})
+    return shorter
 
 
 def read_plan(history: Path) -> list[Event]:
@@ -1185,14 +1306,21 @@ def write_plan(plan: list[Event], path: Path) -> None:
 @click.option(
     "--shrink", "is_shrunk", is_flag=True, help="Shrink a plan that fails: leave out events that it fails without."
 )
+@click.option("--shrink-minutes", default=30.0, help="How long at most; the smallest plan so far is always on file.")
 @click.option(
     "--folder", default=".", type=click.Path(path_type=Path, file_okay=False), help="Where histories of failed runs go."
 )
-def main(seed: int, minutes: float, seeds: int, replay: Path | None, is_shrunk: bool, folder: Path) -> None:
-    """Run the pipeline with random faults, by seed, and check every invariant. Exit status 1 if one is broken."""
+def main(
+    seed: int, minutes: float, seeds: int, replay: Path | None, is_shrunk: bool, shrink_minutes: float, folder: Path
+) -> None:
+    """Run the pipeline with random faults, by seed, and check every invariant. Exit status 1 if one is broken.
+
+    On a Citus cluster, if CITUS_BIN names the programs of a PostgreSQL that has Citus.
+    """
     pytest_configure()  # nothing of the caller's
+    folder.mkdir(parents=True, exist_ok=True)
     failed = 0
-    with temporary_place(with_small_disks=True) as place:
+    with temporary_place(with_small_disks=True, with_citus=bool(os.environ.get("CITUS_BIN"))) as place:
         for number in range(seed, seed + (1 if replay else seeds)):
             plan = read_plan(replay) if replay else make_plan(number, minutes * 60)
             name = replay.stem if replay else f"chaos-{number}"
@@ -1206,18 +1334,43 @@ def main(seed: int, minutes: float, seeds: int, replay: Path | None, is_shrunk: 
                 continue
             failed += 1
             click.echo("\n".join(f"    {finding}" for finding in findings))
-            click.echo(f"    make chaos ARGS='--replay {history}'")
+            say_how_to_replay(history)
             if is_shrunk:
-                small = shrink(plan, partial(still_fails, place, broken={name_of(finding) for finding in findings}))
-                write_plan(small, history.with_suffix(".shrunk.jsonl"))
-                click.echo(f"    shrunk to {len(small)} events: {history.with_suffix('.shrunk.jsonl')}")
+                deadline = time.monotonic() + shrink_minutes * 60
+                shrink_to(history.with_suffix(".shrunk.jsonl"), place, plan, set(map(sort_of, findings)), deadline)
     sys.exit(1 if failed else 0)
 
 
-def still_fails(place: Place, plan: list[Event], broken: set[str], attempts: int = 2) -> bool:
-    """Whether one of the same invariants is broken, in one of these attempts: a race is not won each time."""
-    runs = (Run(place, Path(os.devnull)).play(plan) for _ in range(attempts))
-    return any(broken & set(map(name_of, findings)) for findings in runs)
+def say_how_to_replay(history: Path) -> None:
+    click.echo(f"    make chaos ARGS='--replay {history}'")
+
+
+def shrink_to(file: Path, place: Place, plan: list[Event], broken: set[str], deadline: float) -> None:
+    """Writes each smaller plan in which one of these findings shows, as soon as it has been seen to."""
+
+    def fails(plan: list[Event], attempts: int) -> int:
+        """In which attempt, a race not being won each time; 0 where in none, or where time is up."""
+        for attempt in range(1, attempts + 1):
+            if time.monotonic() > deadline:
+                return 0
+            findings = Run(place, Path(os.devnull)).play(plan, until=lambda finding: sort_of(finding) in broken)
+            if broken & set(map(sort_of, findings)):
+                write_plan(plan, file)
+                click.echo(f"    still fails with {len(plan)} events")
+                return attempt
+        return 0
+
+    if attempts := fails(plan, attempts=3):
+        small = shrink(plan, lambda shorter: fails(shorter, attempts) > 0)
+        click.echo(f"    shrunk to {len(small)} events{' when time was up' if time.monotonic() > deadline else ''}:")
+        say_how_to_replay(file)
+    else:
+        click.echo("    not shrunk: it does not fail again")
+
+
+def sort_of(finding: str) -> str:
+    """Without what differs each time: numbers and ids."""
+    return re.sub(r"[0-9]+", "", ":".join(finding.split(":")[:2]))
 
 
 def name_of(finding: str) -> str:

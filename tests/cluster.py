@@ -4,12 +4,12 @@ CITUS_BIN names the programs of a PostgreSQL that has Citus.
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from local.stack import DATABASE, SUPERUSER, Stack
-from tests.conftest import Database, nodes, temporary_folder
+from tests.conftest import Database, temporary_folder
 from tests.instructions import block, checkout, follow
 from tests.loading import until
 from tests.pipeline import query
@@ -31,11 +31,12 @@ class Coordinator(Stack):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.workers: list[Stack] = []
+        self.ports: list[int] = []  # at which it reaches them
 
     @property
     def addresses(self) -> dict[str, str]:
         """What to write instead of the nodes' addresses in deploy/README.md."""
-        return {f"'10.0.0.{n}', 5432": f"'::1', {port(node)}" for n, node in enumerate(nodes(self), 1)}
+        return {f"'10.0.0.{n}', 5432": f"'::1', {at}" for n, at in enumerate([port(self), *self.ports], 1)}
 
 
 def port(node: Stack) -> int:
@@ -48,9 +49,10 @@ def start_node(node: Stack, coordinator: Stack | None) -> None:
         node._save(node._state() | {"passwords": coordinator._state()["passwords"]})
     wanted = dict(line.split(" = ") for line in block("postgresql.conf of a node").splitlines())
     assert wanted.keys() == {"shared_preload_libraries", "citus.local_hostname"}
-    node.settings = (
-        SETTINGS | node.settings | {name: value.strip("'").replace("10.0.0.1", "::1") for name, value in wanted.items()}
-    )
+    wanted = {name: value.strip("'").replace("10.0.0.1", "::1") for name, value in wanted.items()}
+    libraries = (wanted["shared_preload_libraries"], *node.settings.get("shared_preload_libraries", "").split(","))
+    wanted["shared_preload_libraries"] = ",".join(dict.fromkeys(filter(None, libraries)))  # Citus has to be the first
+    node.settings = SETTINGS | node.settings | wanted
     node.start_postgres()
     trusted = block("pg_hba.conf of a node")
     for network, here in NETWORK.items():
@@ -79,11 +81,14 @@ def temporary_node(
 
 
 @contextmanager
-def temporary_cluster(settings: Mapping[str, str] | None = None) -> Iterator[Coordinator]:
-    """Of three nodes, migrated."""
+def temporary_cluster(
+    settings: Mapping[str, str] | None = None, network: Callable[[int], AbstractContextManager[int]] = nullcontext
+) -> Iterator[Coordinator]:
+    """Of three nodes, migrated. The coordinator reaches each worker at the port that `network` makes of its own."""
     with ExitStack() as stack:
         coordinator = temporary_node(stack, settings=settings)
         coordinator.workers = [temporary_node(stack, coordinator) for _ in range(2)]
+        coordinator.ports = [stack.enter_context(network(port(worker))) for worker in coordinator.workers]
         coordinator.start_sqs()
         database, folder = Database(coordinator, DATABASE), coordinator.folder / "checkout"
         follow("Citus, coordinator", folder, database, BIN, coordinator.addresses)

@@ -196,10 +196,7 @@ def copy(migrated: Database, name: str | None = None) -> Iterator[Database]:
     for node in nodes(migrated.stack):
         with administration(node) as cursor:
             if nodes(migrated.stack)[1:]:  # Citus has a daemon there, and a template may have no session
-                cursor.execute(f"alter database {migrated.name} allow_connections false")
-                cursor.execute(
-                    "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s", (migrated.name,)
-                )
+                close(cursor, migrated.name)
             cursor.execute(f"create database {database.name} template {migrated.name} owner migrator")
             cursor.execute(f"revoke all on database {database.name} from public")
             cursor.execute(GRANTS, {"copy": database.name, "original": migrated.name})
@@ -209,6 +206,12 @@ def copy(migrated: Database, name: str | None = None) -> Iterator[Database]:
     for node in nodes(migrated.stack):
         with administration(node) as cursor:
             cursor.execute(f"drop database {database.name} with (force)")
+
+
+def close(cursor: Cursor, database: str) -> None:
+    """Ends all its sessions, and lets nobody in."""
+    cursor.execute(f"alter database {database} allow_connections false")
+    cursor.execute("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s", (database,))
 
 
 def nodes(stack: Stack) -> list[Stack]:

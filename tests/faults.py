@@ -197,6 +197,33 @@ def postgres_proxy(port: int, fault: Callable[[str], bool]) -> Iterator[int]:
         yield server.server_address[1]
 
 
+class Network(socketserver.ThreadingTCPServer):
+    """Between clients and the port of a server on ::1, whatever they speak; it can be cut, and healed."""
+
+    address_family = socket.AF_INET6
+
+    def __init__(self, port: int):
+        super().__init__(("::1", 0), Wire)
+        self.port, self.is_cut, self.ends = port, False, set()
+
+    def cut(self) -> None:
+        self.is_cut = True
+        hang_up(*self.ends.copy())
+
+    def heal(self) -> None:
+        self.is_cut = False
+
+
+class Wire(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        with contextlib.suppress(OSError), socket.create_connection(("::1", self.server.port)) as there:
+            ends = {self.request, there}
+            self.server.ends |= ends
+            if not self.server.is_cut:
+                pump(*ends)
+            self.server.ends -= ends
+
+
 @contextlib.contextmanager
 def serving(server: socketserver.ThreadingMixIn) -> Iterator:
     server.daemon_threads = True

@@ -38,7 +38,7 @@ from pg_class as c
 where
     c.relkind in ('r', 'p', 'm', 'v')
     and c.relnamespace not in ('information_schema'::regnamespace, 'pg_toast'::regnamespace)
-    and c.oid <> 'privacy.tombstone_key'::regclass
+    and c.oid is distinct from to_regclass('privacy.tombstone_key')
     and (
         c.relnamespace::regnamespace::text not in ('raw', 'masking')
         or exists (

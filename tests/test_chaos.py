@@ -1,8 +1,8 @@
 """Chaos of a few fixed seeds finds nothing; and it can find: each invariant is seen to fail, planted defects too."""
 
 import contextlib
-import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests import chaos
-from tests.invariants import ALWAYS, INVARIANTS, Seen, broken
+from tests.conftest import needs_citus
+from tests.invariants import ALWAYS, BY_DBT, INVARIANTS, Seen, broken
 from tests.pipeline import land
 from tests.signups import copy_programs
 
@@ -25,6 +26,17 @@ def place():
         yield place
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    with chaos.temporary_place(with_citus=True) as place:
+        yield place
+
+
+@pytest.fixture(params=["place", pytest.param("cluster", marks=needs_citus)])
+def either_place(request):
+    return request.getfixturevalue(request.param)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_everything_fails_at_random_and_every_invariant_holds(place, seed, tmp_path):
     run, plan = chaos.Run(place, tmp_path / "history.jsonl"), chaos.make_plan(seed, SECONDS)
@@ -33,6 +45,27 @@ def test_everything_fails_at_random_and_every_invariant_holds(place, seed, tmp_p
 
     assert len(run.sent) > 50
     assert chaos.read_plan(tmp_path / "history.jsonl") == plan  # what can be replayed
+
+
+@needs_citus
+def test_nodes_of_a_cluster_and_its_network_fail_and_every_invariant_holds(cluster, tmp_path):
+    """A worker crashes, the other one cannot be reached, then freezes; in the end the coordinator crashes."""
+    first, second = 0.5, 0.9
+    plan = plan_of(
+        {"at": 1.0, "do": "postgres_stopped", "lasts": 2, "mode": "immediate", "node": first},
+        {"at": 1.5, "do": "send"} | SEND,
+        {"at": 2.0, "do": "network_cut", "lasts": 2, "which": second},
+        {"at": 4.0, "do": "forget", "which": 0.5},
+        {"at": 5.0, "do": "send"} | SEND,
+        {"at": 5.5, "do": "postgres_frozen", "lasts": 2, "node": second},
+        {"at": 6.0, "do": "kill", "which": 0.0},
+        {"at": 8.0, "do": "postgres_stopped", "lasts": 1, "mode": "immediate", "node": 0.0},
+    )
+    run = chaos.Run(cluster, tmp_path / "history.jsonl")
+
+    assert run.play([*plan, {"at": 10.0, "do": "settle"}]) == []
+
+    assert len(run.sent) > 50
 
 
 # Plans of what has to happen for some defect to show.
@@ -211,9 +244,9 @@ SPOILED = {
 }
 
 
-def test_what_always_holds_is_looked_at_all_the_time(place):
-    assert SPOILED.keys() == ALWAYS.keys()
-    run = chaos.Run(place, Path(os.devnull))
+def test_what_always_holds_is_looked_at_all_the_time(either_place):
+    assert SPOILED.keys() == ALWAYS.keys() > BY_DBT
+    run = chaos.Run(either_place, Path(os.devnull))
     with run.set_up():
         land(run.database, [LOGIN.format(n) for n in range(2)])
         run.tick()
@@ -221,9 +254,11 @@ def test_what_always_holds_is_looked_at_all_the_time(place):
         assert run.finish(lambda job: True, 60)
         run.look_at_what_always_holds()
         assert run.findings == []
-        for name, sql in SPOILED.items():
-            run.query(sql)
-            run.look_at_what_always_holds()
+        for name in SPOILED.keys() - (BY_DBT if either_place.is_cluster else set()):
+            run.query(SPOILED[name])
+            for _ in range(chaos.LOOKS_ON_A_CLUSTER if either_place.is_cluster else 1):
+                assert not run.findings or chaos.name_of(run.findings[-1]) != name
+                run.look_at_what_always_holds()
             assert chaos.name_of(run.findings[-1]) == name
 
 
@@ -241,16 +276,17 @@ def plant(file: Path, was: str, becomes: str) -> None:
     file.write_text(text.replace(was, becomes))
 
 
-def findings(place, plan: list[chaos.Event], **planted) -> set[str]:
-    """Which invariants are broken, one of them at least as soon as it is seen."""
-    return set(map(chaos.name_of, chaos.Run(place, Path(os.devnull), **planted).play(plan, at_once=True)))
+def breaks(name: str, place, plan: list[chaos.Event], **planted) -> bool:
+    """Whether this invariant does not hold, of which nothing more has to be seen."""
+    run = chaos.Run(place, Path(os.devnull), **planted)
+    return name in map(chaos.name_of, run.play(plan, until=lambda finding: chaos.name_of(finding) == name))
 
 
 def test_a_loader_that_deletes_before_it_commits_is_found(place, programs):
     landing = "    landing = run.database.land(run.queue.name, list(batch.messages.values()))\n"
     plant(programs / "loader/load.py", landing, "    run.queue.delete(list(batch.messages.values()))\n" + landing)
 
-    assert "what_is_sent_has_landed" in findings(place, killed_loaders(), root=programs)
+    assert breaks("what_is_sent_has_landed", place, killed_loaders(), root=programs)
 
 
 def test_a_cursor_that_is_read_inside_the_scanning_statement_is_found(place, programs):
@@ -261,13 +297,21 @@ def test_a_cursor_that_is_read_inside_the_scanning_statement_is_found(place, pro
         "{{ return('(select raw.safe_load_id() from pg_sleep(1))') }}",
     )
     with place.dbt_server(programs / "dbt_project") as dbt:
-        assert "the_cursor_skips_nothing" in findings(place, late_commits(30), root=programs, dbt=dbt)
+        assert breaks("the_cursor_skips_nothing", place, late_commits(30), root=programs, dbt=dbt)
 
 
 def test_a_tombstone_that_is_passed_over_is_found(place):
     planted = "alter table raw.sqs_messages disable trigger erase_again"
 
-    assert "erased_persons_are_gone" in findings(place, erasures(), planted=planted)
+    assert breaks("erased_persons_are_gone", place, erasures(), planted=planted)
+
+
+@needs_citus
+def test_what_was_erased_and_stays_when_it_returns_to_a_cluster_is_found(cluster):
+    """There, no trigger refuses it: dbt's next run removes it."""
+    planted = "create or replace function privacy.erase_returned() returns bigint language sql as 'select 0::bigint'"
+
+    assert breaks("erased_persons_are_gone", cluster, erasures(), planted=planted)
 
 
 # The plan, and the command.
@@ -280,28 +324,84 @@ def test_a_seed_makes_one_plan_and_another_seed_another():
 
 
 def test_a_plan_is_shrunk_to_what_it_fails_of():
-    plan = [{"do": number} for number in range(40)]
+    plan = [{"at": float(number), "do": number} for number in range(40)]
+    runs = []
 
     def fails(plan):
+        runs.append(plan)
         return {3, 17, 18} <= {event["do"] for event in plan}
 
-    assert chaos.shrink(plan, fails) == [{"do": 3}, {"do": 17}, {"do": 18}]
+    small = chaos.shrink(plan, fails)
+
+    assert [event["do"] for event in small] == [3, 17, 18]
+    assert [event["at"] for event in small] == [2.0, 4.0, 5.0]  # without the waits
+    assert len(runs) < 40  # each takes a minute
 
 
-def test_a_run_that_fails_says_how_to_see_it_again_and_is_shrunk(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(chaos, "temporary_place", lambda **_: contextlib.nullcontext(place))
-    monkeypatch.setattr(chaos, "pytest_configure", lambda: None)
-    monkeypatch.setattr(chaos.Run, "play", lambda run, plan: [f"settles: {e['do']}" for e in plan if e["do"] == "kill"])
+def test_waits_are_left_out_in_each_round():
+    plan = [{"at": at, "do": "kill"} for at in (0.0, 1.5, 30.0, 31.0, 0.0, 20.0)]
 
-    done = CliRunner().invoke(chaos.main, ["--seed", "7", "--shrink", "--folder", str(tmp_path)])
+    assert [event["at"] for event in chaos.without_waits(plan)] == [0.0, 1.5, 3.5, 4.5, 0.0, 2.0]
+
+
+@pytest.fixture
+def command(place, monkeypatch, tmp_path):
+    """Run here, with `plays` for what happens in a run."""
+
+    def invoke(plays, *arguments: str):
+        monkeypatch.setattr(chaos, "temporary_place", lambda **_: contextlib.nullcontext(place))
+        monkeypatch.setattr(chaos, "pytest_configure", lambda: None)
+        monkeypatch.setattr(chaos.Run, "play", lambda run, plan, until=None: plays(plan))
+        return CliRunner().invoke(chaos.main, [*arguments, "--folder", str(tmp_path)])
+
+    return invoke
+
+
+def test_a_run_that_fails_says_how_to_see_it_again_and_is_shrunk(command, tmp_path):
+    def plays(plan):
+        return [f"settles: {len(plan)} left, as of a {event['do']}" for event in plan if event["do"] == "kill"]
+
+    done = command(plays, "--seed", "7", "--shrink")
 
     assert done.exit_code == 1
     assert f"make chaos ARGS='--replay {tmp_path}/chaos-7.jsonl'" in done.output
-    [shrunk] = (json.loads(line) for line in (tmp_path / "chaos-7.shrunk.jsonl").read_text().splitlines())
+    assert "    shrunk to 1 events:\n" in done.output
+    assert done.output.endswith(f"    make chaos ARGS='--replay {tmp_path}/chaos-7.shrunk.jsonl'\n")
+    [shrunk] = chaos.read_plan(tmp_path / "chaos-7.shrunk.jsonl")
     assert shrunk["do"] == "kill"
 
-    again = CliRunner().invoke(chaos.main, ["--replay", f"{tmp_path}/chaos-7.shrunk.jsonl", "--folder", str(tmp_path)])
+    again = command(plays, "--replay", f"{tmp_path}/chaos-7.shrunk.jsonl")
     assert again.output.startswith("chaos-7.shrunk: 1 events, ")
+
+
+def test_a_plan_is_not_shrunk_to_one_that_fails_of_something_else(command, tmp_path):
+    def plays(plan):
+        return ["settles: dbt does not end"] if len(plan) > 9 else ["settles: reveal does not end"]
+
+    done = command(plays, "--seed", "7", "--shrink")
+
+    assert len(chaos.read_plan(tmp_path / "chaos-7.shrunk.jsonl")) == 10
+    assert "shrunk to 10 events" in done.output
+
+
+def test_a_plan_that_does_not_fail_again_is_not_shrunk(command, tmp_path):
+    times = iter([["settles: dbt does not end"], [], [], []])
+
+    done = command(lambda plan: next(times), "--seed", "7", "--shrink")
+
+    assert "not shrunk: it does not fail again" in done.output
+    assert not (tmp_path / "chaos-7.shrunk.jsonl").exists()
+
+
+def test_shrinking_ends_in_time_with_the_smallest_plan_so_far(command, tmp_path):
+    def plays(plan):
+        time.sleep(0.02)
+        return ["settles: dbt does not end"] if sum(event["do"] == "send" for event in plan) > 5 else []
+
+    done = command(plays, "--seed", "7", "--shrink", "--shrink-minutes", "0.001")
+
+    assert "events when time was up:" in done.output
+    assert chaos.read_plan(tmp_path / "chaos-7.shrunk.jsonl")
 
 
 def test_a_run_that_cannot_go_on_is_a_finding_with_its_history(place, tmp_path, monkeypatch):
