@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import IO
 
 import psycopg2
@@ -51,6 +51,7 @@ TLS = re.compile(r"SSL|certificate|encryption")
 NO_CONNECT = re.compile(r"permission denied for database")  # which migrations/ grants to every role
 OF_DBT = re.compile(r'"(analytics|staging)\.')  # the schemas that dbt fills
 REMEDIES = {
+    re.compile("remote node|reach its workers"): "Check this worker of the Citus cluster, and the network to it",
     re.compile("password authentication failed"): "Check PGUSER and PGPASSWORD",
     re.compile("no password supplied"): "Set PGPASSWORD, or the password of this login in the file that ENV_FILE names",
     NOT_YET: "Try again in a moment",
@@ -93,6 +94,14 @@ def is_local(variables: Mapping[str, str] = os.environ) -> bool:
         return False  # its file may name any server
     host = variables.get("PGHOSTADDR") or variables.get("PGHOST") or ""
     return host in THIS_MACHINE or (host.startswith("/") and "," not in host)
+
+
+@contextmanager
+def transaction(program: str) -> Iterator[Cursor]:
+    """On a connection of its own, committed at the end. Raises psycopg2.Error."""
+    with closing(connect(program)) as connection, connection.cursor() as cursor:
+        yield cursor
+        connection.commit()  # an error rolls back by closing: a rollback would hide why the connection was lost
 
 
 @contextmanager

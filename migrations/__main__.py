@@ -238,8 +238,9 @@ def deploy_boundary() -> None:
 
 def record_boundary() -> None:
     """Keeps what was deployed, for `make attest` to compare with; a statement that changes nothing when nothing has."""
-    with closing(connect()) as connection, connection, connection.cursor() as cursor:
+    with closing(connect()) as connection, connection.cursor() as cursor:
         cursor.execute(RECORD_BOUNDARY)
+        connection.commit()
 
 
 def fail(status: int, sentence: str) -> None:

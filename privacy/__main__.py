@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from getpass import getpass
 from typing import TextIO
 
@@ -227,9 +227,7 @@ def _transaction(role: str | None = None) -> Iterator[Cursor]:
     """One transaction, as migrator in this role or else as the privacy officer."""
     with (
         postgres.explained("Run it as migrator" if role else "Run it as privacy_officer_user"),
-        closing(postgres.connect("privacy")) as connection,
-        connection,
-        connection.cursor() as cursor,
+        postgres.transaction("privacy") as cursor,
     ):
         if role:
             postgres.assume(cursor, role)

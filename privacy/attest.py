@@ -343,7 +343,7 @@ def reading() -> Iterator[Cursor]:
 
 def record(failed: int) -> None:
     """Keeps how many items were off, for alerts. Raises psycopg2.Error."""
-    with closing(postgres.connect("attest")) as connection, connection, connection.cursor() as cursor:
+    with postgres.transaction("attest") as cursor:
         cursor.execute(RECORD, [failed])
 
 

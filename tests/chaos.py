@@ -333,14 +333,6 @@ def small_disk(stack: Stack, name: str, size: int) -> Path:
     return disk
 
 
-def put_tables_on(server: Server) -> None:
-    """Those of the database that each run gets a copy of."""
-    with administration(server.stack) as cursor:
-        close(cursor, PRISTINE)
-        cursor.execute(f"create tablespace small location '{server.disk / 'tables'}'")
-        cursor.execute(f"alter database {PRISTINE} set tablespace small")
-
-
 def move_wal(stack: Stack, disk: Path) -> None:
     stack.stop_postgres()
     there = stack.folder / "postgres" / "data" / "pg_wal"
@@ -404,10 +396,9 @@ def temporary_place(with_small_disks: bool = False, with_citus: bool = False) ->
             with administration(server.stack) as cursor:
                 close(cursor, DATABASE)
                 cursor.execute(f"alter database {DATABASE} rename to {PRISTINE}")
-                if not place.is_cluster:  # where copy() does so
-                    cursor.execute(f"alter database {PRISTINE} allow_connections true")
-            if server.disk:
-                put_tables_on(server)
+                if server.disk:
+                    cursor.execute(f"create tablespace small location '{server.disk / 'tables'}'")
+                    cursor.execute(f"alter database {PRISTINE} set tablespace small")
         yield place
 
 
@@ -1241,9 +1232,10 @@ def observed(run: Run) -> dict[str, Any]:
     """What the invariants need to know besides the database's tables."""
     places, files = [], list(file_places("output", run.folder))
     for number, server in enumerate(run.place.servers):
-        show_shards = "-c citus.override_table_visibility=off"
-        with contextlib.closing(server.database.connect(SUPERUSER, options=show_shards)) as connection:
-            places += [(f"server {number}, {name}", content) for name, content in database_places(connection)]
+        everything = "-c citus.override_table_visibility=off -c search_path=public,extensions"  # shards, and statements
+        with contextlib.closing(server.database.connect(SUPERUSER, options=everything)) as connection:
+            there = database_places(connection, is_worker=server.network is not None)
+            places += [(f"server {number}, {name}", content) for name, content in there]
         files.append((f"server {number}, its log", server.read_log()))
     [raw] = run.query("select array_agg(body) from raw.sqs_messages")
     plain = [("raw.sqs_messages", "\n".join(raw[0] or ()).encode())]

@@ -32,11 +32,11 @@ LOUD = {
 
 # Plain is allowed in raw and masking where no daily role can read it; everything else is looked through, the whole
 # catalogue included: comments, function bodies, view definitions, statistics, statements, large objects.
-RELATIONS = """
+RELATIONS = r"""
 select c.oid::regclass::text
 from pg_class as c
 where
-    c.relkind in ('r', 'p', 'm', 'v')
+    (c.relkind in ('r', 'p', 'm') or c.relkind = 'v' and (%(all_views)s or c.relname like 'pg\_%%'))
     and c.relnamespace not in ('information_schema'::regnamespace, 'pg_toast'::regnamespace)
     and c.oid is distinct from to_regclass('privacy.tombstone_key')
     and (
@@ -140,10 +140,13 @@ def secrets_of(database: Any, bodies: Iterable[str]) -> dict[str, set[bytes]]:
     }
 
 
-def database_places(connection) -> Iterator[tuple[str, bytes]]:
-    """Each relation with all its rows, as a superuser sees them, and what only functions show."""
+def database_places(connection, is_worker: bool = False) -> Iterator[tuple[str, bytes]]:
+    """Each relation with all its rows, as a superuser sees them, and what only functions show.
+
+    Views of the project cannot be read on a worker of a cluster.
+    """
     with connection.cursor() as cursor:
-        cursor.execute(RELATIONS)
+        cursor.execute(RELATIONS, {"all_views": not is_worker})
         places = {relation: f"select * from {relation}" for (relation,) in cursor.fetchall()}
         for place, content in (places | {"definitions": DEFINITIONS}).items():
             rows = io.BytesIO()

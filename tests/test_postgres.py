@@ -152,6 +152,11 @@ TEXTS = {
     "terminating connection due to idle-session timeout": (3, "Try again in a moment"),
     "server closed the connection unexpectedly": (3, "See the log of the server, or of the pool in front of it"),
     "pgbouncer cannot connect to server": (3, "Check PGHOST"),
+    "connection to the remote node x@10.0.0.2:5432 failed with the following error: SSL SYSCALL error: EOF detected": (
+        3,
+        "Check this worker of the Citus cluster",
+    ),
+    "Citus cannot reach its workers at 10.0.0.2:5432": (3, "Check this worker of the Citus cluster"),
 }
 
 

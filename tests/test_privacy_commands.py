@@ -1,11 +1,14 @@
 """What `python -m privacy` says and ends with: one sentence with its remedy, and the loader's exit statuses."""
 
+import contextlib
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from tests.conftest import administration
+from tests.loading import until
 from tests.officer import as_superuser, privacy
 
 MIGRATE = "Run `make migrate` as migrator."
@@ -13,6 +16,10 @@ AS_MIGRATOR = "Run it as migrator."
 AS_OFFICER = "Run it as privacy_officer_user."
 FORGET = ["forget", "--user-id", "u1", "--reason", "case 1234"]
 OFFICER = "privacy_officer_user"
+END_WAITING = """
+    select pg_terminate_backend(pid) from pg_stat_activity
+    where usename = 'migrator' and datname = current_database() and wait_event_type = 'Lock'
+"""
 
 
 def test_two_persons_are_required_by_yes_and_no_longer_by_no(database):
@@ -27,6 +34,24 @@ def test_a_variable_that_is_not_set_switches_no_rule_off(database):
     assert done.returncode == 2
     assert "is not one of 'yes', 'no'" in done.stderr
     assert as_superuser(database, "select two_persons from privacy.settings") == [(True,)]
+
+
+def test_a_command_whose_connection_is_lost_says_why(database):
+    """It waits for a lock, and its session is ended."""
+    with contextlib.closing(database.connect("postgres")) as holder, holder.cursor() as cursor:
+        cursor.execute("lock table privacy.audit")
+        waiting = threading.Thread(target=lambda: said.append(privacy(database, "require-two-persons", "yes")))
+        said: list[subprocess.CompletedProcess[str]] = []
+        waiting.start()
+        until(lambda: as_superuser(database, END_WAITING), 60)
+        waiting.join(60)
+    [done] = said
+    assert done.returncode == 3
+    assert done.stderr in (  # whichever libpq comes to read
+        "No database: terminating connection due to administrator command. Try again in a moment.\n",
+        "No database: server closed the connection unexpectedly. See the log of the server, or of the pool in front of"
+        " it.\n",
+    )
 
 
 @pytest.mark.parametrize("user_id", ["", " "])

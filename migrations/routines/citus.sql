@@ -91,7 +91,7 @@ begin
         from run_command_on_workers(prepared)
         left join lateral unnest(case when success then nullif(result, '')::text[] end) as gid on true;
         if unreachable is not null then
-            raise exception 'Citus cannot reach its workers at %', unreachable;
+            raise exception 'Citus cannot reach its workers at %', unreachable using errcode = 'connection_failure';
         end if;
         waited_for := coalesce(waited_for, in_doubt, '{}');  -- later ones are of later loads
         if not waited_for && coalesce(in_doubt, '{}') then
