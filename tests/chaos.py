@@ -1260,7 +1260,7 @@ def shrink(plan: list[Event], fails: Callable[[list[Event]], bool]) -> list[Even
     size = len(plan)
     while size := size // 2:
         start = 0
-        while start < len(plan):
+        while start < len(plan) and size <= max(1, len(plan) // 2):
             if fails(shorter := plan[:start] + plan[start + size :]):
                 plan = shorter
             else:
@@ -1298,7 +1298,11 @@ def write_plan(plan: list[Event], path: Path) -> None:
 @click.option(
     "--shrink", "is_shrunk", is_flag=True, help="Shrink a plan that fails: leave out events that it fails without."
 )
-@click.option("--shrink-minutes", default=30.0, help="How long at most; the smallest plan so far is always on file.")
+@click.option(
+    "--shrink-minutes",
+    default=30.0,
+    help="How long at most. The smallest plan so far is on file, and can be shrunk further.",
+)
 @click.option(
     "--folder", default=".", type=click.Path(path_type=Path, file_okay=False), help="Where histories of failed runs go."
 )
