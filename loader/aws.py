@@ -1,6 +1,5 @@
 """AWS: settings, credentials, and two clients for SQS that take the same answers and explain the same failures."""
 
-import gzip
 import json
 import os
 import re
@@ -9,6 +8,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +28,7 @@ USER_AGENT = "sqs-loader"
 LONG_POLL = 2  # seconds; a longer one would delay the end by as much and save next to nothing
 CONNECT_TIMEOUT = 5  # seconds
 READ_TIMEOUT = LONG_POLL + 5  # seconds without a byte
+GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS  # as zlib.decompress has it: whichever the header says
 
 NO_SUCH_CALL = {"InvalidAction", "NotImplemented", "UnknownOperation", "UnsupportedOperation"}
 NO_QUEUE = {"InvalidAddress", "NonExistentQueue", "QueueDeletedRecently", "QueueDoesNotExist"}
@@ -69,6 +70,7 @@ NETWORK = {
     "TimedOut": "{endpoint} took too long",
     "NotTrusted": "{endpoint}: certificate verify failed",
     "NoTLS": "{endpoint} did not agree on TLS",
+    "NotHTTP": "{endpoint} does not speak HTTP/1.1",
     "ConnectionCut": "{endpoint} cut the connection",
 }
 OF_CURL = {
@@ -80,6 +82,9 @@ OF_CURL = {
     pycurl.E_PEER_FAILED_VERIFICATION: "NotTrusted",
     pycurl.E_SSL_CACERT_BADFILE: "NotTrusted",
     pycurl.E_SSL_CONNECT_ERROR: "NoTLS",
+    pycurl.E_UNSUPPORTED_PROTOCOL: "NotHTTP",
+    pycurl.E_FTP_WEIRD_SERVER_REPLY: "NotHTTP",  # of any server
+    100: "NotHTTP",  # CURLE_TOO_LARGE, of headers
     pycurl.E_SEND_ERROR: "ConnectionCut",
     pycurl.E_RECV_ERROR: "ConnectionCut",
     pycurl.E_GOT_NOTHING: "ConnectionCut",
@@ -91,7 +96,7 @@ OF_BOTOCORE = {
     aws.ConnectTimeoutError: "TimedOut",
     aws.ReadTimeoutError: "TimedOut",
     aws.SSLError: "NotTrusted",
-    aws.ConnectionClosedError: "ConnectionCut",
+    aws.ConnectionClosedError: "ConnectionCut",  # or NotHTTP, by its cause
 }
 # The last two are those that libcurl would add.
 HEADERS = ("Content-Type: application/x-amz-json-1.0", "Accept:", "Expect:")
@@ -167,7 +172,13 @@ class Client:
         return frozen
 
     def answer(self, operation: str, parameters: dict, status: int, body: bytes) -> dict:
-        """What SQS answered. Whoever else answers, a proxy's page for one, is a fault and no empty queue."""
+        """What SQS answered. Whoever else answers, a proxy's page for one, is a fault and no empty queue.
+
+        Neither client asks for compression; a proxy may compress all the same.
+        """
+        if body[:1] in (b"\x1f", b"\x78"):  # gzip, zlib: no JSON begins so
+            with suppress(zlib.error):
+                body = zlib.decompress(body, GZIP_OR_ZLIB)
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
@@ -207,7 +218,6 @@ class Lean(Client):
             pycurl.AWS_SIGV4: f"aws:amz:{self.region}:{client.meta.service_model.signing_name}",
             pycurl.POST: 1,
             pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
-            pycurl.ACCEPT_ENCODING: "",  # takes what libcurl can decode
             pycurl.USERAGENT: USER_AGENT,
             pycurl.NOSIGNAL: 1,
             pycurl.CONNECTTIMEOUT: CONNECT_TIMEOUT,
@@ -322,7 +332,8 @@ class Boto3(Client):
     def send(self, operation: str, parameters: dict, credentials: ReadOnlyCredentials) -> dict:
         self.asked.parameters = parameters
         try:
-            return getattr(self.client, xform_name(operation))(**parameters)
+            getattr(self.client, xform_name(operation))(**parameters)
+            return self.asked.answer
         except (aws.HTTPClientError, aws.ConnectionError) as error:
             raise self.network(operation, name_of(error)) from None
         except (aws.BotoCoreError, aws.ClientError, OSError, ValueError) as error:
@@ -330,12 +341,10 @@ class Boto3(Client):
             raise without_credentials(error) from None
 
     def check(self, operation_model: Any, response_dict: dict, **_: object) -> None:
-        """Before botocore parses it, which takes any JSON for an answer, and asks for no compression but may get it."""
-        if response_dict["headers"].get("content-encoding") == "gzip":
-            with suppress(OSError, EOFError, zlib.error):
-                response_dict["body"] = gzip.decompress(response_dict["body"])
+        """In place of botocore's parser, which takes anything for an answer, and leaves out what it does not know."""
         status, body = response_dict["status_code"], response_dict["body"]
-        self.answer(operation_model.name, self.asked.parameters, status, body)
+        self.asked.answer = self.answer(operation_model.name, self.asked.parameters, status, body)
+        response_dict["body"] = b"{}"
 
 
 def connect(connections: int, lean: bool = True, queue_url: str | None = None) -> Client:
@@ -378,6 +387,10 @@ def name_of(error: Exception) -> str:
     """What befell the connection, as botocore has it."""
     if isinstance(error, aws.SSLError) and "CERTIFICATE_VERIFY_FAILED" not in str(error):
         return "NoTLS"
+    if isinstance(error, aws.ConnectionClosedError):
+        cause = error.kwargs["error"].args[-1]  # what http.client raised, where it did
+        cut = not isinstance(cause, HTTPException) or isinstance(cause, (ConnectionError, IncompleteRead))
+        return "ConnectionCut" if cut else "NotHTTP"
     return OF_BOTOCORE.get(type(error), "HTTPError")
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -305,6 +306,95 @@ def test_what_is_neither_deleted_nor_failed_is_deleted_again(loading: Loading, c
 
     assert report.counts["deleted"] == 5
     loading.assert_landed_once(ids)
+
+
+# What becomes of an answer, with either client: the message, or the name of what is wrong.
+
+ATTRIBUTES = '{"DataType": "%s", %s}'
+SEEN_ALIKE = {
+    "binary": (ATTRIBUTES % ("Binary.png", '"BinaryValue": "AAEC"'), {"DataType": "Binary.png", "BinaryValue": "AAEC"}),
+    "binary-that-is-no-base64": (
+        ATTRIBUTES % ("Binary", '"BinaryValue": "%%%"'), {"DataType": "Binary", "BinaryValue": "%%%"},
+    ),
+    "binary-that-is-a-number": (ATTRIBUTES % ("Binary", '"BinaryValue": 5'), {"DataType": "Binary", "BinaryValue": 5}),
+    "binary-list": (
+        ATTRIBUTES % ("Binary", '"BinaryListValues": ["AAEC"]'), {"DataType": "Binary", "BinaryListValues": ["AAEC"]},
+    ),
+    "list-that-is-a-text": (
+        ATTRIBUTES % ("String", '"StringListValues": "x"'), {"DataType": "String", "StringListValues": "x"},
+    ),
+    "custom-type": (
+        ATTRIBUTES % ("Number.int", '"StringValue": "1", "Unknown": null'),
+        {"DataType": "Number.int", "StringValue": "1", "Unknown": None},
+    ),
+}  # fmt: skip
+A_RECEIVED_MESSAGE = b'{"Messages": [%b}]}' % A_MESSAGE
+ENCODED = {
+    "gzip": gzip.compress(A_RECEIVED_MESSAGE),
+    "deflate": zlib.compress(A_RECEIVED_MESSAGE),
+    "byte-order-mark": b"\xef\xbb\xbf" + A_RECEIVED_MESSAGE,
+    "utf-16": A_RECEIVED_MESSAGE.decode().encode("utf-16"),
+}
+LENGTH = b"Content-Length: %d\r\n\r\n" % len(A_RECEIVED_MESSAGE)
+NOT_UNDERSTOOD = {
+    "http-0.9": (A_RECEIVED_MESSAGE, "NotHTTP"),
+    "http-2": (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00", "NotHTTP"),
+    "http-2-in-words": (b"HTTP/2 200 OK\r\n" + LENGTH + A_RECEIVED_MESSAGE, "NotHTTP"),
+    "ssh": (b"SSH-2.0-OpenSSH_9\r\n", "NotHTTP"),
+    "tls": (b"\x15\x03\x01\x00\x02\x02\x46", "NotHTTP"),
+    "headers-without-end": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 400_000 + b"\r\n" + LENGTH, "NotHTTP"),
+    "nothing": (b"", "ConnectionCut"),
+    "shorter-than-said": (b"HTTP/1.1 200 OK\r\n" + LENGTH + A_RECEIVED_MESSAGE[:9], "ConnectionCut"),
+    "longer-than-said": (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n" + A_RECEIVED_MESSAGE, "NotFromSQS"),
+    "half-a-chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\n{", "ConnectionCut"),
+    "half-a-gzip": (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n" + ENCODED["gzip"][:9], "NotFromSQS"),
+}
+
+
+def outcome(monkeypatch, client: str, fault: faults.Fault) -> dict | str:
+    """Of one call of this client: the message, or the fault's name."""
+    settings = {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "DEFAULT_REGION": "us-east-1"}
+    with faults.sqs_proxy("http://127.0.0.1:1", fault) as server:
+        for name, value in (settings | {"ENDPOINT_URL": server.url}).items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        try:
+            [received] = connect(1, client == "lean").call("ReceiveMessage", QueueUrl="http://q/q")["Messages"]
+        except Fault as failed:
+            assert failed.error.exit_status == 8
+            return failed.code
+    return received
+
+
+@both_clients
+@pytest.mark.parametrize("name", SEEN_ALIKE)
+def test_attributes_are_what_sqs_sent(monkeypatch, client: str, name: str):
+    sent, expected = SEEN_ALIKE[name]
+    body = b'{"Messages": [%b, "MessageAttributes": {"a": %b}}]}' % (A_MESSAGE, sent.encode())
+    received = outcome(monkeypatch, client, answer_with(200, body))
+
+    assert json.loads(Message.of(received).attributes) == {"a": expected}
+
+
+@both_clients
+@pytest.mark.parametrize("name", ENCODED)
+def test_json_may_be_compressed_or_encoded_otherwise(monkeypatch, client: str, name: str):
+    """Whatever the headers say: botocore took a byte order mark for an empty queue."""
+    headers = {"Content-Encoding": name} if name in ("gzip", "deflate") else {}
+    received = outcome(monkeypatch, client, answer_with(200, ENCODED[name], **headers))
+
+    assert received == json.loads(A_RECEIVED_MESSAGE)["Messages"][0]
+
+
+@both_clients
+@pytest.mark.parametrize("name", NOT_UNDERSTOOD)
+def test_what_cannot_be_understood_has_one_name(monkeypatch, client: str, name: str):
+    sent, code = NOT_UNDERSTOOD[name]
+
+    def send(call: faults.Call) -> None:
+        call.wfile.write(sent)
+        call.close_connection = True
+
+    assert outcome(monkeypatch, client, send) == code
 
 
 # Who refused, and what about it.
