@@ -3,13 +3,13 @@
 import json
 import os
 import re
+import ssl
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from http.client import HTTPException, IncompleteRead
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -165,8 +165,8 @@ class Client:
         except Exception as error:  # files, processes, HTTP, JSON: providers raise whatever they meet
             raise without_credentials(error) from None
         if frozen != self.sound:
-            if not all(each is None or (each.isascii() and each.isprintable()) for each in frozen[:3]):
-                reason = "a key or the session token has a line break in it, or another character that none has"
+            if not all(is_key(each) for each in (frozen.access_key, frozen.secret_key, frozen.token or "none")):
+                reason = "a key or the session token is empty, or has a line break or another character that none has"
                 raise Fault(errors.NoCredentials(reason=reason), "BadCredentials")
             self.sound = frozen
         return frozen
@@ -367,10 +367,11 @@ def connect(connections: int, lean: bool = True, queue_url: str | None = None) -
     try:
         session.get_credentials()
         if bundle := session.get_config_variable("ca_bundle"):
-            Path(bundle).open("rb").close()
+            ssl.create_default_context(cafile=bundle)
     except Exception as error:  # as in current_credentials
         if bundle and isinstance(error, OSError):
-            raise errors.BadSetting(problem=f"AWS_CA_BUNDLE cannot be read: {error.strerror}.") from None
+            reason = "there is no certificate in it" if isinstance(error, ssl.SSLError) else error.strerror
+            raise errors.BadSetting(problem=f"AWS_CA_BUNDLE cannot be read: {reason}.") from None
         raise without_credentials(error).error from None
     try:
         client = session.create_client("sqs", region_name=region_of(queue_url), config=config)
@@ -380,6 +381,8 @@ def connect(connections: int, lean: bool = True, queue_url: str | None = None) -
         remedy = "Check AWS_DEFAULT_REGION and AWS_ENDPOINT_URL (http://host:port)."
         reason = re.sub(r"//.*@", "//", str(error)).rstrip(".")  # without the password that a URL may have in it
         raise errors.BadSetting(problem=f"The AWS settings make no sense: {reason}. {remedy}") from None
+    if not has_a_port(client.meta.endpoint_url):
+        raise errors.BadSetting(problem="AWS_ENDPOINT_URL is no URL (http://host:port): its port is no number of one.")
     return (Lean if lean else Boto3)(session, client)
 
 
@@ -397,14 +400,21 @@ def name_of(error: Exception) -> str:
 def proxy_for(endpoint: str) -> str | None:
     """The URL of the proxy that leads there, of those in http_proxy, https_proxy and no_proxy."""
     proxy = ProxyConfiguration(get_environ_proxies(endpoint)).proxy_url_for(endpoint)
-    try:
-        _ = proxy and urlsplit(proxy).port
-    except ValueError:  # whose text has a piece of the URL, which may be one of the password
+    if proxy and not has_a_port(proxy):
         raise errors.BadSetting(
             problem="http_proxy or https_proxy is no URL (http://user:password@host:port). In user and password,"
             " percent-encode all but letters and digits."
-        ) from None
+        )
     return proxy
+
+
+def has_a_port(url: str) -> bool:
+    """Or none, and so that of its protocol. The error says no more: it has a piece of the URL, maybe of a password."""
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        return False
+    return True
 
 
 def region_of(queue_url: str | None) -> str | None:
@@ -490,9 +500,17 @@ def without_credentials(error: Exception) -> Fault:
     elif isinstance(error, aws.CredentialRetrievalError):  # an agent or a program, that may be back in a moment
         reason = f"{error.kwargs['provider']} gave none"
         return Fault(errors.NoCredentials(reason=reason), type(error).__name__, True)
+    elif type(error) is RuntimeError:  # botocore's, of what it was just given
+        reason = "those that were given have expired"
+        return Fault(errors.NoCredentials(reason=reason), "ExpiredCredentials", True)
     else:
         reason = f"{type(error).__name__} while they were loaded"
     return Fault(errors.NoCredentials(reason=reason), type(error).__name__)
+
+
+def is_key(value: object) -> bool:
+    """Whether this may be (a part of) credentials. Programs and agents give them in JSON, so it may be anything."""
+    return isinstance(value, str) and value != "" and value.isascii() and value.isprintable()
 
 
 def is_batch(answer: dict) -> bool:

@@ -525,6 +525,13 @@ def profile(folder: Path, text: str) -> dict[str, str | None]:
     return NO_KEYS | {"AWS_CONFIG_FILE": str(folder / "config"), "AWS_PROFILE": "mine"}
 
 
+def given(folder: Path, **changed: object) -> dict[str, str | None]:
+    """By a program, as JSON."""
+    keys = {"Version": 1, "AccessKeyId": "key", "SecretAccessKey": "secret-token", "SessionToken": "secret-token"}
+    (folder / "keys").write_text(json.dumps(keys | changed))
+    return profile(folder, f"[profile mine]\ncredential_process = cat {folder}/keys\n")
+
+
 BROKEN_CREDENTIALS = {
     "no-token-file": lambda folder: web_identity(folder) | {"AWS_WEB_IDENTITY_TOKEN_FILE": "/nowhere/token"},
     "token-file-is-a-folder": lambda folder: web_identity(folder) | {"AWS_WEB_IDENTITY_TOKEN_FILE": str(folder)},
@@ -533,6 +540,18 @@ BROKEN_CREDENTIALS = {
         folder, "[profile mine]\ncredential_process = sh -c 'echo secret-token >&2; exit 1'\n"
     ),
     "process-says-nonsense": lambda folder: profile(folder, "[profile mine]\ncredential_process = echo secret-token\n"),
+    "process-gives-numbers": lambda folder: given(folder, AccessKeyId=1, SecretAccessKey=2),
+    "process-gives-a-number-for-a-token": lambda folder: given(folder, SessionToken=["secret-token"]),
+    "process-gives-no-id": lambda folder: given(folder, AccessKeyId=None),
+    "process-gives-no-key": lambda folder: given(folder, SecretAccessKey=None),
+    "process-gives-empty-keys": lambda folder: given(folder, AccessKeyId="", SecretAccessKey=""),
+    "process-gives-expired-ones": lambda folder: given(folder, Expiration="2020-01-01T00:00:00Z"),
+    "process-of-another-version": lambda folder: given(folder, Version=2),
+    "two-roles-that-are-each-others-source": lambda folder: profile(
+        folder,
+        "[profile mine]\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = other\n"
+        "[profile other]\nrole_arn = arn:aws:iam::1:role/y\nsource_profile = mine\n",
+    ),
     "no-container-token": lambda folder: NO_KEYS | {
         "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:1/secret-token",
         "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "/nowhere/token",

@@ -1,11 +1,13 @@
 """What the loader makes of the settings of AWS and of proxies: odd ones, empty ones, and secrets in them."""
 
 import os
+import shutil
 import socketserver
 import subprocess
 import sys
 
 import pytest
+from botocore.httpsession import get_cert_path
 from click.testing import CliRunner
 
 from loader.aws import connect, region_of
@@ -127,9 +129,35 @@ def test_a_password_in_an_endpoint_is_not_printed(settings, lean: bool):
     assert "nowhere_" in error.message
 
 
+NO_PORT = ["http://127.0.0.1:99999", "http://127.0.0.1:port", "http://user:sec/ret@127.0.0.1", " http://127.0.0.1:1 "]
+
+
+@both_clients
+@pytest.mark.parametrize("url", NO_PORT)
+def test_an_endpoint_without_a_port_that_can_be_is_a_setting_to_change(settings, lean: bool, url: str):
+    settings(AWS_ENDPOINT_URL=url)
+
+    error = failure(lean)
+
+    assert error.exit_status == 2
+    assert "AWS_ENDPOINT_URL" in error.message
+    assert "sec" not in error.message
+
+
+@both_clients
+@pytest.mark.parametrize("text", [b"", b"nonsense", b"\xff\x00"], ids=["empty", "text", "bytes"])
+def test_a_file_without_certificates_is_no_fault_of_the_server(settings, lean: bool, tmp_path, text: bytes):
+    (tmp_path / "ca.pem").write_bytes(text)
+    settings(AWS_CA_BUNDLE=str(tmp_path / "ca.pem"), AWS_ENDPOINT_URL="https://127.0.0.1:1")
+
+    error = failure(lean)
+
+    assert (error.exit_status, error.message) == (2, "AWS_CA_BUNDLE cannot be read: there is no certificate in it.")
+
+
 @both_clients
 def test_certificates_may_be_in_a_folder_with_any_name(settings, lean: bool, tmp_path):
-    (tmp_path / "zertifikäte").write_text("")
+    shutil.copy(get_cert_path(True), tmp_path / "zertifikäte")
     settings(AWS_CA_BUNDLE=str(tmp_path / "zertifikäte"), AWS_ENDPOINT_URL="https://127.0.0.1:1")
 
     assert "Could not connect to https://127.0.0.1:1" in failure(lean).message
