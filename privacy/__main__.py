@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from getpass import getpass
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 import click
 from psycopg2.extensions import cursor as Cursor
@@ -19,7 +19,14 @@ from privacy import attest as attestation
 
 TOKEN_DIGITS = 64
 LISTED = 10  # candidates, of the tokens that begin with the digits that were given
-KEY = re.compile(r"(?:[0-9a-fA-F]{2}){32,}")  # 32 bytes or more: what masking.keys accepts
+# 32 bytes or more: what masking.keys accepts. Zeros alone are to HMAC what an empty key is.
+KEY = re.compile(r"(?!0+$)(?:[0-9a-fA-F]{2}){32,}")
+# As HMAC takes a key: with zeros behind it, and hashed where it is longer than a block. So two may be one.
+SAME_KEYS = """
+    select count(*) <> count(distinct rtrim(
+        case when octet_length(key) > 64 then sha256(key) else key end, decode('00', 'hex')
+    )) from masking.keys
+"""
 
 
 def text(argument: str) -> str:
@@ -47,12 +54,12 @@ def rotate_key(imported: bool) -> None:
     and close the rotation (close-rotation).
 
     Keys to import are one line for each kind (`ip`, `device_id` and what else dbt_project.yml declares): the kind, a
-    blank and at least 64 hexadecimal digits. Where nothing has been landed yet they become the first keys; otherwise
+    blank and at least 64 hexadecimal digits, not all 0. Where nothing has been landed yet they become the first keys; otherwise
     they are the next.
     """
     with _transaction("masker") as cursor:
         declared = _kinds(cursor)
-    new_keys = _read_keys(sys.stdin, declared) if imported else None
+    new_keys = _read_keys(sys.stdin or io.StringIO(), declared) if imported else None
     with _transaction("masker") as cursor:
         if _scalar(cursor, "select rotation_is_open from raw.pipeline_state"):
             if imported:
@@ -89,10 +96,15 @@ def close_rotation() -> None:
 
 
 @main.command("seal-with")
-@click.argument("public_key", type=click.File())
-def seal_with(public_key: TextIO) -> None:
+@click.argument("public_key", type=click.File("rb"))
+def seal_with(public_key: BinaryIO) -> None:
     """As migrator: from now on, seal originals with this armored OpenPGP public key (an RSA encryption subkey)."""
-    armored = public_key.read()
+    try:
+        armored = public_key.read().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        armored = ""
+    if not armored or "\0" in armored:
+        raise click.ClickException("This is no armored key: export it with gpg --armor --export, as it is.")
     if "PRIVATE KEY" in armored:
         raise click.ClickException("This is a private key. It stays with the privacy officer: export the public one.")
     with _transaction("pipeline_owner") as cursor:
@@ -265,14 +277,18 @@ def _whole_token(token: str, reason: str) -> str:
 
 def _read_keys(source: TextIO, kinds: list[str]) -> dict[str, str]:
     """Keys by kind. Typed, they are not shown; and no error says what was read."""
-    typed = source.isatty()
-    lines = [f"{kind} {getpass(f'{kind}: ')}" for kind in kinds] if typed else source.read().split("\n")
+    try:
+        typed = source.isatty()
+        lines = [f"{kind} {getpass(f'{kind}: ')}" for kind in kinds] if typed else source.read().split("\n")
+    except UnicodeDecodeError:  # bytes in place of digits
+        lines = []
     words = [line.split() for line in lines if line.strip()]
     if sorted(line[0] for line in words) != sorted(kinds) or not all(
         len(line) == 2 and KEY.fullmatch(line[1]) for line in words
     ):
         raise click.ClickException(
-            f"Wanted is one line for each of {', '.join(kinds)}: the kind, a blank and at least 64 hexadecimal digits."
+            f"Wanted is one line for each of {', '.join(kinds)}: the kind, a blank and at least 64 hexadecimal digits, "
+            "not all 0."
         )
     return dict(words)
 
@@ -290,9 +306,9 @@ def _import(cursor: Cursor, version: int, new_keys: dict[str, str]) -> None:
     """By COPY, whose data PostgreSQL logs only when a line is bad; and none is, after _read_keys."""
     lines = "".join(f"{kind}\t{version}\t\\\\x{key}\timported\n" for kind, key in new_keys.items())
     postgres.copy(cursor, "copy masking.keys (kind, version, key, origin) from stdin", io.StringIO(lines))
-    if _scalar(cursor, "select count(*) <> count(distinct key) from masking.keys"):
-        raise click.ClickException("One of these keys has been here before: a key is accepted once.")
+    if _scalar(cursor, SAME_KEYS):
+        raise click.ClickException("One of these keys is that of another kind or of before: a key is accepted once.")
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m privacy")
+    errors.run(main, "python -m privacy")

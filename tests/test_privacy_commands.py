@@ -77,6 +77,25 @@ def test_an_argument_that_is_not_utf_8_is_named_and_not_shown(database, option, 
     assert "ann" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "key",
+    [b"", b"\x99\x01\x0d\x04", "-----BEGIN PGP PUBLIC KEY BLOCK-----".encode("utf-16"), b"a\0b"],
+    ids=["empty", "not-armored", "utf-16", "nul"],
+)
+def test_a_key_that_is_not_armored_is_said_to_be_so(database, tmp_path, key):
+    """As gpg exports one without --armor, or another shell than its own writes it to a file."""
+    (tmp_path / "officer.asc").write_bytes(key)
+    done = privacy(database, "seal-with", str(tmp_path / "officer.asc"))
+    assert done.returncode == 1
+    assert done.stderr == "Error: This is no armored key: export it with gpg --armor --export, as it is.\n"
+
+
+def test_output_that_cannot_be_written_is_one_sentence(database):
+    shell = ["bash", "-c", f"{sys.executable} -m privacy attest --print-contract > /dev/full"]
+    done = subprocess.run(shell, env=database.env("monitor_user"), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "Standard output cannot be written: No space left on device.\n")
+
+
 # A command, the login, what the environment has otherwise; the exit status, how the sentence begins and its remedy.
 ENDINGS = {
     "no-database": (["close-rotation"], "migrator", {"PGPORT": "1"}, 3, "No database: connection to", "Check PGHOST"),

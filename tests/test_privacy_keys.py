@@ -5,6 +5,9 @@ import hashlib
 import hmac
 import io
 import json
+import shlex
+import subprocess
+import sys
 from contextlib import closing
 from functools import partial
 
@@ -22,6 +25,7 @@ pytestmark = on_citus_too
 
 KEYS = "ip {}\ndevice_id {}\n"
 FIRST, SECOND = KEYS.format("ab" * 32, "cd" * 32), KEYS.format("12" * 32, "34" * 32)
+SAME = "Error: One of these keys is that of another kind or of before: a key is accepted once.\n"
 TABLES = ("staging.int_messages__masked", "analytics.user_logins")
 
 
@@ -246,11 +250,37 @@ def test_no_token_is_made_outside_a_rotation(database):
 def test_a_key_is_imported_once(database):
     assert privacy(database, "rotate-key", "--import", typed=FIRST).stdout == "Key 1 is imported.\n"
     again = privacy(database, "rotate-key", "--import", typed=FIRST)
-    assert again.stderr == "Error: One of these keys has been here before: a key is accepted once.\n"
+    assert again.stderr == SAME
     swapped = privacy(database, "rotate-key", "--import", typed=KEYS.format("cd" * 32, "ef" * 32))
     assert swapped.returncode == 1
     keys = "select kind, version, encode(key, 'hex'), origin from masking.keys order by kind"
     assert as_superuser(database, keys) == [("device_id", 1, "cd" * 32, "imported"), ("ip", 1, "ab" * 32, "imported")]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        pytest.param(KEYS.format("ab" * 32, "AB" * 32), id="equal"),
+        pytest.param(KEYS.format("ab" * 32, "ab" * 32 + "00"), id="zeros-behind-it"),
+        pytest.param(KEYS.format("ab" * 65, hashlib.sha256(b"\xab" * 65).hexdigest()), id="longer-than-a-block"),
+    ],
+)
+def test_two_kinds_have_two_keys(database, typed):
+    """Or their tokens could be compared. HMAC pads a short key with zeros, and hashes a long one."""
+    done = privacy(database, "rotate-key", "--import", typed=typed)
+    assert (done.returncode, done.stderr) == (1, SAME)
+    assert as_transformer(database, "select masking.key_version()") == [(1,)]
+    assert as_superuser(database, "select distinct origin from masking.keys") == [("generated",)]
+
+
+@pytest.mark.parametrize("shell", [r"printf 'ip \xff\xfe' | {}", "{} <&-"], ids=["bytes", "closed"])
+def test_what_is_no_text_is_no_key(database, shell):
+    """As when a step is missing that makes digits of a key."""
+    command = shlex.join([sys.executable, "-m", "privacy", "rotate-key", "--import"])
+    shell = ["bash", "-c", shell.format(command)]
+    done = subprocess.run(shell, env=database.env("migrator"), capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("Error: Wanted is one line for each of ")
 
 
 @pytest.mark.parametrize(
@@ -262,6 +292,7 @@ def test_a_key_is_imported_once(database):
         pytest.param(KEYS.format("ab" * 31, "cd" * 32), id="31-bytes"),
         pytest.param(KEYS.format("ab" * 32, "cd" * 32 + "d"), id="half-a-byte"),
         pytest.param(KEYS.format("ab" * 32, "in-words-" * 8), id="no-hex"),
+        pytest.param(KEYS.format("ab" * 32, "00" * 32), id="zeros"),
         pytest.param("ab" * 32 + "\n" + "cd" * 32, id="no-kind"),
     ],
 )
