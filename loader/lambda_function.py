@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import boto3
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from loader import errors
@@ -15,7 +16,9 @@ from loader.land import Database
 from loader.report import Report
 from loader.sqs import Message, name_in_raw
 
-MARGIN = 10.0  # seconds of the function's timeout that are left when it stops waiting for the database
+# Seconds of the function's timeout that are left when it stops waiting for the database: the last try takes ten.
+MARGIN = 15.0
+PATIENCE = 5.0  # seconds for each of three tries; by botocore's own, an event's time would be over before the reason
 
 
 def handler(event: Any, context: Any) -> dict[str, list[dict[str, str]]]:
@@ -60,7 +63,8 @@ def database() -> Database:
     """Kept between events, with its connection. The login is in PG*, or in the secret whose ARN is LOADER_SECRET."""
     if secret := os.environ.get("LOADER_SECRET"):
         try:
-            found = boto3.client("secretsmanager").get_secret_value(SecretId=secret)
+            patience = Config(connect_timeout=PATIENCE, read_timeout=PATIENCE, retries={"total_max_attempts": 3})
+            found = boto3.client("secretsmanager", config=patience).get_secret_value(SecretId=secret)
         except (BotoCoreError, ClientError) as error:
             code = error.response["Error"]["Code"] if isinstance(error, ClientError) else type(error).__name__
             raise errors.BadSetting(
@@ -78,8 +82,8 @@ def database() -> Database:
 
 def records_of(event: Any) -> list[dict[str, Any]]:
     """From Lambda's own trigger, or from EventBridge Pipes, which give the records alone."""
-    records = event if isinstance(event, list) else event.get("Records") or []
     with suppress(AttributeError, TypeError):
+        records = event if isinstance(event, list) else event.get("Records") or []
         if all(record.get("eventSource") == "aws:sqs" for record in records):
             return records
     raise errors.BadSetting(problem="The event is not from SQS: set a queue as the function's trigger.")

@@ -354,6 +354,9 @@ def test_the_records_alone_are_taken_too(loading: Loading, monkeypatch):
         {"Records": [STANDARD, {"EventSource": "aws:sns", "Sns": {}}]},
         {"Records": ["x"]},
         {"Records": {"a": 1}},
+        None,
+        "x",
+        1,
     ],
 )
 def test_what_is_not_from_sqs_is_said_and_lands_nothing(loading: Loading, monkeypatch, event: Any):
@@ -390,3 +393,16 @@ def test_a_secret_of_another_form_is_one_line_without_it(loading: Loading, monke
     [line] = capsys.readouterr().err.splitlines()
     assert "The secret in LOADER_SECRET has to be JSON with username and password" in json.loads(line)["reason"]
     assert "pass-word" not in line
+
+
+def test_secrets_manager_that_cannot_be_reached_is_said_before_the_time_is_over(loading: Loading, monkeypatch, capsys):
+    """As from a subnet without a way there: packets are lost, and nothing is refused."""
+    monkeypatch.setattr(lambda_function, "PATIENCE", 0.1)
+    with faults.sqs_proxy("127.0.0.1:1", faults.silence) as manager:
+        settings = {"AWS_ENDPOINT_URL": manager.url, "LOADER_SECRET": "arn:aws:secretsmanager:us-east-1:1:secret:x"}
+        answer = handle(loading, monkeypatch, {"Records": [STANDARD]}, **settings)
+
+    assert answer == {"batchItemFailures": [{"itemIdentifier": STANDARD["messageId"]}]}
+    [line] = capsys.readouterr().err.splitlines()
+    assert "ReadTimeoutError" in json.loads(line)["reason"]
+    assert "its subnets reach Secrets Manager" in json.loads(line)["reason"]
