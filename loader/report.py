@@ -1,6 +1,7 @@
 """What the loader tells: counts and ids, never a value. The result goes to stdout, everything else to stderr."""
 
 import json
+import os
 import sys
 import threading
 import time
@@ -99,7 +100,9 @@ class Report:
 
     def show_progress(self) -> None:
         if self.progress:
-            self.write(f"\r\033[K{self.queue}: {progress_line(self.looks, self.counts['landed'])}")
+            line, room = progress_line(self.looks, self.counts["landed"]), columns()
+            named = f"{self.queue}: {line}"
+            self.write(f"\r\033[K{named if room is None or len(named) <= room else line[:room]}")
 
     def end_progress(self) -> None:
         if self.progress:
@@ -115,6 +118,14 @@ class Report:
             f"refused {counts['refused']}, returned {returned}; "
             f"deleted {counts['deleted']}, not deleted {durable - counts['deleted']}"
         )
+
+
+def columns() -> int | None:
+    """Of the terminal, but for the last: a longer line would go on in the next, and stay there. None where unknown."""
+    with suppress(OSError, ValueError, AttributeError):
+        if wide := os.get_terminal_size(sys.stderr.fileno()).columns:
+            return wide - 1
+    return None
 
 
 def progress_line(looks: list[Look], landed: int) -> str:

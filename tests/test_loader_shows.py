@@ -1,13 +1,16 @@
 """What the loader shows: a progress line, logs, metrics, and what doctor and redrive say."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
 import re
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import urllib.request
 from datetime import timedelta
 
@@ -111,6 +114,24 @@ def test_a_terminal_sees_progress_and_a_file_does_not(loading: Loading):
         == "received 20: landed 20, duplicates 0, refused 0, returned 0; deleted 20, not deleted 0\n"
     )
     assert (status, err) == (0, "")
+
+
+@pytest.mark.parametrize(("wide", "shows"), [(1, ""), (20, "landed 8,000,000, 3"), (60, "landed"), (200, "queue: landed")])
+def test_progress_is_one_line_of_the_terminal(monkeypatch, wide: int, shows: str):
+    """What goes on in a second line is not taken back: there would be five new ones a second."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, wide, 0, 0))
+    with os.fdopen(ours, "rb", 0) as terminal, os.fdopen(theirs, "w") as stderr, monkeypatch.context() as here:
+        here.setattr("sys.stderr", stderr)
+        report = Report(progress=True, queue="queue")
+        report.looks = [Look(0, 9_000_000, 7_000_000, 7_000_000), Look(30, 8_500_000, 8_000_000, 8_000_000)]
+        report.counts["landed"] = 8_000_000
+        report.show_progress()
+        shown = terminal.read(4096).decode().removeprefix("\r\033[K")
+
+    assert len(shown) < wide
+    assert shown.startswith(shows)
+    assert wide < 200 or "arriving, done in" in shown
 
 
 def test_the_json_log_is_one_object_a_line(loading: Loading):
