@@ -198,6 +198,24 @@ def test_the_template_has_the_policy_of_the_file():
 # Commands: every one that a manifest gives to a container is one that the image understands.
 
 
+@pytest.mark.parametrize(
+    ("key", "taken"),
+    [
+        ("", True),
+        ("arn:aws:kms:eu-central-1:111122223333:key/0a1b2c3d-0000-4000-8000-000000000000", True),
+        ("arn:aws-us-gov:kms:us-gov-west-1:111122223333:key/mrk-1234abcd12ab34cd56ef1234567890ab", True),
+        ("arn:aws-cn:kms:cn-north-1:111122223333:key/0a1b2c3d-0000-4000-8000-000000000000", True),
+        ("arn:aws:kms:eu-central-1:111122223333:alias/queue", False),
+        ("alias/queue", False),
+        ("0a1b2c3d-0000-4000-8000-000000000000", False),
+    ],
+)
+def test_a_stack_takes_only_a_key_that_its_policies_can_allow(key: str, taken: bool):
+    """SQS takes an alias as well; IAM does not, so that the loader would be refused at its first message."""
+    (template,) = documents(DEPLOY / "aws" / "pipeline.yaml", Template)
+    assert bool(re.fullmatch(template["Parameters"]["QueueKey"]["AllowedPattern"], key)) == taken
+
+
 def commands():
     for service in documents(ROOT / "docker-compose.yml")[0]["services"].items():
         yield service[0], service[1].get("command", [])
