@@ -80,7 +80,6 @@ def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port,
     Idempotent: a message that is delivered again is deduplicated. Prints received = landed + duplicates + refused +
     returned. SIGTERM or Ctrl-C shuts down gracefully, a second one immediately; no message is lost either way.
     """
-    end_on_signals()
     queue = name_in_raw(queue_name, queue_url)
     report = Report(log_format, progress=is_terminal() and log_format == "text", queue=queue)
     report.show_progress()
@@ -110,12 +109,6 @@ def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port,
 
 def is_terminal() -> bool:
     return bool(sys.stderr and sys.stderr.isatty())
-
-
-def end_on_signals() -> None:
-    """Until there is something to end in good order. By itself, the first process of a container would go on."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: os._exit(128 + number))
 
 
 def stop_on_signals(run: Run) -> None:

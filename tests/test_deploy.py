@@ -195,9 +195,6 @@ def test_the_template_has_the_policy_of_the_file():
     ]
 
 
-# Commands: every one that a manifest gives to a container is one that the image understands.
-
-
 @pytest.mark.parametrize(
     ("key", "taken"),
     [
@@ -214,6 +211,9 @@ def test_a_stack_takes_only_a_key_that_its_policies_can_allow(key: str, taken: b
     """SQS takes an alias as well; IAM does not, so that the loader would be refused at its first message."""
     (template,) = documents(DEPLOY / "aws" / "pipeline.yaml", Template)
     assert bool(re.fullmatch(template["Parameters"]["QueueKey"]["AllowedPattern"], key)) == taken
+
+
+# Commands: every one that a manifest gives to a container is one that the image understands.
 
 
 def commands():

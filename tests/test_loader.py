@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -347,6 +349,17 @@ def test_told_to_stop_before_it_has_begun_it_ends_at_once(loading: Loading, numb
         loader = loading.start(AWS_ENDPOINT_URL=f"http://127.0.0.1:{silent.getsockname()[1]}")
         with silent.accept()[0]:
             assert end(loader, number) == (128 + number, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", ["load", "status", "doctor", "redrive"])
+def test_told_to_stop_while_it_is_being_loaded_it_ends_at_once(tmp_path, command: str, number: int):
+    """Here by one of its own imports, which is in the place of a library."""
+    (tmp_path / "psycopg2.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nwhile True: pass\n")
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run([sys.executable, "-m", "loader", command], env=env, capture_output=True, text=True)
+
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
 
 
 def test_a_second_ctrl_c_ends_it_at_once_and_loses_nothing(loading: Loading):
