@@ -13,6 +13,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 from loader import errors
+from loader.text import visible
 
 NULL = "\\N"  # in COPY's text format
 INTERVALS = "set local intervalstyle = postgres"  # which alone psycopg2 understands
@@ -57,6 +58,9 @@ REMEDIES = {
     NOT_YET: "Try again in a moment",
     re.compile("pg_hba.conf"): "Allow this login, database and address in its pg_hba.conf, or set PGSSLMODE as it asks",
     re.compile("target_session_attrs|session is not|server is not"): "Check PGTARGETSESSIONATTRS",
+    re.compile(r'invalid (?!integer)\w+ value: |for connection option "(?!port)'): "Check the variable of that option, "
+    "which is PG and its name in capitals without underscores",
+    re.compile("(value for|configuration) parameter"): "Check PGOPTIONS, PGTZ and PGDATESTYLE",
     re.compile("definition of service|service file"): "Check PGSERVICE and its file",
     re.compile("startup parameter: options"): "Unset PGOPTIONS, or name it in PgBouncer's ignore_startup_parameters",
     re.compile("closed the connection"): "See the log of the server, or of the pool in front of it",
@@ -151,7 +155,7 @@ def unreachable(reason: str) -> errors.LoaderError:
 
 def connection_failure(error: psycopg2.Error) -> str:
     """What libpq says, in one line: of several addresses that it tried, of the last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [visible(line.strip(" \t")) for line in str(error).split("\n") if line.strip()]  # a setting may end in \r
     attempts = [line for line in lines if line.startswith("connection to server")]
     return (attempts or lines or [type(error).__name__])[-1 if attempts else 0].rstrip(".")
 

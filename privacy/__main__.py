@@ -54,8 +54,8 @@ def rotate_key(imported: bool) -> None:
     and close the rotation (close-rotation).
 
     Keys to import are one line for each kind (`ip`, `device_id` and what else dbt_project.yml declares): the kind, a
-    blank and at least 64 hexadecimal digits, not all 0. Where nothing has been landed yet they become the first keys; otherwise
-    they are the next.
+    blank and at least 64 hexadecimal digits, not all 0. Where nothing has been landed yet they become the first keys;
+    otherwise they are the next.
     """
     with _transaction("masker") as cursor:
         declared = _kinds(cursor)

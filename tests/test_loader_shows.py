@@ -116,7 +116,9 @@ def test_a_terminal_sees_progress_and_a_file_does_not(loading: Loading):
     assert (status, err) == (0, "")
 
 
-@pytest.mark.parametrize(("wide", "shows"), [(1, ""), (20, "landed 8,000,000, 3"), (60, "landed"), (200, "queue: landed")])
+@pytest.mark.parametrize(
+    ("wide", "shows"), [(1, ""), (20, "landed 8,000,000, 3"), (60, "landed"), (200, "queue: landed")]
+)
 def test_progress_is_one_line_of_the_terminal(monkeypatch, wide: int, shows: str):
     """What goes on in a second line is not taken back: there would be five new ones a second."""
     ours, theirs = pty.openpty()

@@ -48,6 +48,10 @@ CANNOT_CONNECT = {
     ),
     "bad-port": ({"PGPORT": "x"}, 3, "invalid integer value"),
     "no-authority": ({"PGSSLMODE": "verify-full", "PGSSLROOTCERT": "/nowhere"}, 3, "Check PGSSLMODE"),
+    "carriage-return": ({"PGHOST": "127.0.0.1\r"}, 3, r'host name "127.0.0.1\r" to address'),
+    "bad-timeout": ({"PGCONNECT_TIMEOUT": "x"}, 3, "Check the variable of that option, which is PG and its name"),
+    "bad-mode": ({"PGSSLMODE": "x"}, 3, "Check the variable of that option, which is PG and its name"),
+    "bad-option": ({"PGOPTIONS": "-c statement_timeout=x"}, 3, "Check PGOPTIONS, PGTZ and PGDATESTYLE."),
     "too-many-connections": ({}, 13, "Close other connections"),
 }
 
