@@ -336,7 +336,7 @@ class Boto3(Client):
             return self.asked.answer
         except (aws.HTTPClientError, aws.ConnectionError) as error:
             raise self.network(operation, name_of(error)) from None
-        except (aws.BotoCoreError, aws.ClientError, OSError, ValueError) as error:
+        except (aws.BotoCoreError, aws.ClientError, OSError, RuntimeError, ValueError) as error:
             # Not of the call, whose other failures `check` has seen: botocore asks for credentials again, to sign it.
             raise without_credentials(error) from None
 

@@ -690,6 +690,7 @@ def test_a_container_agent_that_is_away_for_a_while_is_waited_for(loading: Loadi
         (botocore.exceptions.CredentialRetrievalError(provider="x", error_msg="x"), "CredentialRetrievalError", True),
         (botocore.exceptions.ClientError({"Error": {"Code": "AccessDenied"}}, "AssumeRole"), "AccessDenied", False),
         (PermissionError(13, "Permission denied", "token"), "PermissionError", False),
+        (RuntimeError("Credentials were refreshed, but are still expired."), "ExpiredCredentials", True),
     ],
 )
 def test_credentials_that_are_renewed_as_a_call_is_signed(monkeypatch, raised, code, passing):
