@@ -13,7 +13,6 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 from loader import errors
-from loader.text import visible
 
 NULL = "\\N"  # in COPY's text format
 INTERVALS = "set local intervalstyle = postgres"  # which alone psycopg2 understands
@@ -155,7 +154,8 @@ def unreachable(reason: str) -> errors.LoaderError:
 
 def connection_failure(error: psycopg2.Error) -> str:
     """What libpq says, in one line: of several addresses that it tried, of the last."""
-    lines = [visible(line.strip(" \t")) for line in str(error).split("\n") if line.strip()]  # a setting may end in \r
+    text = str(error).replace("\r", "\\r")  # a setting of a file with such lines ends in it
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     attempts = [line for line in lines if line.startswith("connection to server")]
     return (attempts or lines or [type(error).__name__])[-1 if attempts else 0].rstrip(".")
 
