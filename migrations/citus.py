@@ -10,6 +10,7 @@ from psycopg2.extensions import cursor as Cursor
 from loader import postgres
 
 HAS_CITUS = "select to_regclass('pg_catalog.pg_dist_node') is not null"
+TAKES_SHARDS = "select exists (select from pg_dist_node where noderole = 'primary' and shouldhaveshards)"
 IS_SPREAD = "select exists (select from pg_dist_partition where logicalrelid = to_regclass('raw.sqs_messages'))"
 
 # The files of routines/ that workers get: what parses and masks, and what views call. No other function is there.
@@ -118,6 +119,9 @@ def distribute() -> None:
             cursor.execute(HAS_CITUS)
             if cursor.fetchone() == (False,):
                 raise CannotDistribute(4, "CITUS is set, but there is no extension citus: see deploy/README.md, Citus.")
+            cursor.execute(TAKES_SHARDS)
+            if cursor.fetchone() == (False,):
+                raise CannotDistribute(4, "CITUS is set, but no node takes shards: add workers (deploy/README.md, Citus).")
             cursor.execute("select raw.distribute()")
             coordinator.commit()
 

@@ -7,8 +7,10 @@
 set allow_system_table_mods = on;
 
 create table pg_catalog.pg_dist_node (
-    nodename text, nodeport integer, groupid integer, noderole text default 'primary', isactive boolean default true
+    nodename text, nodeport integer, groupid integer, noderole text default 'primary', isactive boolean default true,
+    shouldhaveshards boolean default true
 );
+insert into pg_catalog.pg_dist_node (nodename, nodeport, groupid) values ('coordinator', 5432, 0);
 create table pg_catalog.pg_dist_partition (logicalrelid regclass primary key, colocationid integer);
 grant select on pg_catalog.pg_dist_node, pg_catalog.pg_dist_partition to public;
 create sequence pg_catalog.pg_dist_colocationid_seq minvalue 2;  -- 1 is of tables that are colocated by default
@@ -78,7 +80,7 @@ language sql return null;
 create function pg_catalog.run_command_on_workers(command text, parallel boolean default true)
 returns table (nodename text, nodeport integer, success boolean, result text) language plpgsql as $$
 begin
-    for nodename, nodeport in select node.nodename, node.nodeport from pg_catalog.pg_dist_node as node loop
+    for nodename, nodeport in select node.nodename, node.nodeport from pg_catalog.pg_dist_node as node where groupid > 0 loop
         success := nodeport <> 1;
         result := 'connection refused';
         if success then

@@ -25,6 +25,7 @@ LOUD = {
     "log_parameter_max_length_on_error": "-1",
     "log_temp_files": "0",
     "pg_stat_statements.track": "all",
+    "pg_stat_statements.max": "50000",  # when it is full, statements may be in it with their values (PRIVACY.md)
     "auto_explain.log_min_duration": "0",
     "auto_explain.log_analyze": "on",
     "auto_explain.log_verbose": "on",

@@ -14,11 +14,11 @@ ENV PATH=/venv/bin:$PATH
 CMD ["python", "-m", "ministack"]
 
 # The official image's promises as far as the files here rely on them: a database of the superuser's on first start,
-# with POSTGRES_PASSWORD, then /docker-entrypoint-initdb.d/*.sql on a server without TCP.
+# with POSTGRES_PASSWORD, then /docker-entrypoint-initdb.d/*.sql on a server with the command's settings, without TCP.
 FROM debian AS postgres
 RUN apt-get update && apt-get install --yes --no-install-recommends postgresql-17 \
     && install --directory --owner postgres /var/lib/postgresql/data
-ENV PATH=/usr/lib/postgresql/17/bin:$PATH PGDATA=/var/lib/postgresql/data
+ENV PATH=/usr/lib/postgresql/17/bin:$PATH PGDATA=/var/lib/postgresql/data HOME=/var/lib/postgresql
 COPY --chmod=755 <<'SCRIPT' /usr/local/bin/entrypoint
 #!/bin/bash
 set -euo pipefail
@@ -32,7 +32,7 @@ if ! test -s "$PGDATA/PG_VERSION"; then
     echo "host all all all ${POSTGRES_HOST_AUTH_METHOD:-scram-sha-256}" >> "$PGDATA/pg_hba.conf"
     echo "listen_addresses = '*'" >> "$PGDATA/postgresql.conf"
     echo "unix_socket_directories = '/tmp'" >> "$PGDATA/postgresql.conf"
-    pg_ctl start --wait --options="-c listen_addresses=''"
+    pg_ctl start --wait --options="$(printf '%q ' "${@:2}") -c listen_addresses=''"
     for file in /docker-entrypoint-initdb.d/*.sql; do
         psql --no-psqlrc --host=/tmp --username=postgres --set=ON_ERROR_STOP=1 --file="$file"
     done

@@ -9,7 +9,7 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from tests.conftest import needs_citus
+from tests.conftest import needs_citus, run_migrations
 from tests.officer import Officer, as_superuser, as_transformer, privacy
 from tests.pipeline import dbt, land, query
 
@@ -40,6 +40,16 @@ def test_a_pipeline_from_landing_to_recovery(database, tmp_path):
     health = "select landed, accepted, rejected, unaccounted from analytics.pipeline_health"
     assert query(database, health, login="monitor_user") == [(21, 20, 1, 0)]
     assert as_transformer(database, "select count(*) from masking.read_stg_sqs__messages()") == [(21,)]
+
+
+@pytest.mark.parametrize("migrated", ["stand-in"], indirect=True, scope="session")
+def test_a_cluster_without_workers_is_named(database):
+    as_superuser(database, "delete from pg_dist_partition; delete from pg_dist_node; select 1")
+    result = run_migrations(database.env("migrator") | {"CITUS": "1"})
+    assert (result.returncode, result.stderr) == (
+        4,
+        "CITUS is set, but no node takes shards: add workers (deploy/README.md, Citus).\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ pytestmark = pytest.mark.containers
 SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 PYTHON = "python:3.13-slim-bookworm"  # the base of deploy/Dockerfile
 PASSWORD = "a$b$$c${HOME}"  # what a shell or compose would expand
-WITHOUT_STAND_IN = {"grafana"}  # not among Debian's packages; nor is Citus, whose profile is not tested here
+CITUS = SERVICES["citus"]["image"].partition(":-")[2].rstrip("}")
+WITHOUT_STAND_IN = {"grafana", "citus"}  # not among Debian's packages
 
 
 def docker(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -53,7 +54,7 @@ def images(engine: None) -> set[str]:
         for service in SERVICES.values()
         if service["image"] != "masked-logins" and "$" not in service["image"]
     }
-    wanted["postgres:17.10"] = "postgres"
+    wanted |= {"postgres:17.10": "postgres", CITUS: "citus"}
     made = []
     for image, stage in wanted.items():
         is_there = any(docker(*get, image).returncode == 0 for get in (("image", "inspect"), ("pull", "--quiet")))
@@ -102,10 +103,10 @@ def import_debian() -> bool:
 class Compose:
     """A project of its own, whose ports are not published: those of a stack that runs here may be the same."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, **settings: str):
         names = [line.partition("=")[0] for line in (ROOT / ".env.example").read_text().splitlines()]
         passwords = [f"{name}='{PASSWORD}'" for name in names if name.endswith("_PASSWORD")]
-        (folder / "env").write_text("\n".join(passwords))
+        (folder / "env").write_text("\n".join([*passwords, *(f"{name}={value}" for name, value in settings.items())]))
         published = [name for name, service in SERVICES.items() if "ports" in service]
         (folder / "ports.yml").write_text(
             "services:\n" + "".join(f"  {name}: {{ports: !reset []}}\n" for name in published)
@@ -218,3 +219,21 @@ def test_a_loader_ends_in_good_order_when_it_is_stopped(watched: Compose):
 def test_down_with_every_profile_leaves_nothing(watched: Compose):
     watched("--profile", "*", "down")
     assert watched("--profile", "*", "ps", "--all", "--quiet") == ""
+
+
+def test_on_citus_the_database_is_three_servers(images: set[str], tmp_path: Path):
+    if "citus" not in images:
+        pytest.skip(f"there is no {CITUS}")
+    compose = Compose(tmp_path, CITUS=CITUS)
+    compose("--profile", "*", "down", "--volumes")
+    try:
+        compose("--profile", "citus", "up", "--build", "--detach")
+        compose("wait", "dbt")
+        assert compose.state("dbt")["ExitCode"] == 0, compose("logs", "dbt")
+        assert compose.query("select count(*) from pg_dist_node where shouldhaveshards") == "2\n"
+        for table in ("raw.sqs_messages", "staging.int_messages__masked"):
+            shards = f"select sum(shard_size) > 0, count(distinct nodename) from citus_shards where table_name = '{table}'::regclass"
+            assert (table, compose.query(shards)) == (table, "t|2\n")
+        assert compose.query("select count(*), count(distinct message_id) from raw.sqs_messages") == "1000|1000\n"
+    finally:
+        compose("--profile", "*", "down", "--volumes")
