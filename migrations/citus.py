@@ -121,7 +121,7 @@ def distribute() -> None:
                 raise CannotDistribute(4, "CITUS is set, but there is no extension citus: see deploy/README.md, Citus.")
             cursor.execute(TAKES_SHARDS)
             if cursor.fetchone() == (False,):
-                raise CannotDistribute(4, "CITUS is set, but no node takes shards: add workers (deploy/README.md, Citus).")
+                raise CannotDistribute(4, "CITUS is set, but no node takes shards: add some (deploy/README.md, Citus).")
             cursor.execute("select raw.distribute()")
             coordinator.commit()
 

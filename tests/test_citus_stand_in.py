@@ -48,7 +48,7 @@ def test_a_cluster_without_workers_is_named(database):
     result = run_migrations(database.env("migrator") | {"CITUS": "1"})
     assert (result.returncode, result.stderr) == (
         4,
-        "CITUS is set, but no node takes shards: add workers (deploy/README.md, Citus).\n",
+        "CITUS is set, but no node takes shards: add some (deploy/README.md, Citus).\n",
     )
 
 
