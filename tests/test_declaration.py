@@ -380,6 +380,11 @@ WRONG = {
     ),
     "empty-path": ("locale: {type", "locale: {path: 'app.', type", "field locale: path"),
     "path-with-a-quote": ("locale: {type", "locale: {path: app.it's, type", "field locale: path"),
+    "path-of-64-bytes": (
+        "locale: {type",
+        f"locale: {{path: {'é' * 32}, type",
+        "is longer than the 63 bytes that PostgreSQL takes",
+    ),
     "no-fields": (f"{FIELDS}{ALL_FIELDS}", f"{FIELDS} [user_id]\n", "fields: nothing is declared"),
     "longer-than-a-message": ("longest: 32}\n        device_id", "longest: 99999999}\n        device_id", "longest"),
     "one-place": ("locale: {type", "locale: {path: user_id, type", "user_id and locale are read from the same place"),

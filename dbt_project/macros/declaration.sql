@@ -54,6 +54,9 @@
     {%- if declared.get('required', false) is not boolean -%}{%- do wrong(where, 'required is true or false') -%}{%- endif -%}
     {%- set path = (declared.get('path', name) | string).split('.') -%}
     {%- do texts(where, 'path', path, "[^'\"{},\\\\]+", 'names with dots between, without quotes, commas and braces') -%}
+    {%- if path | length == 1 and path[0].encode() | length > 63 -%}  {#- it becomes a column's name -#}
+        {%- do wrong(where, 'path: ' ~ path[0] ~ ' is longer than the 63 bytes that PostgreSQL takes of a name') -%}
+    {%- endif -%}
     {%- if type == 'text' and not (declared.get('longest') is integer and 0 < declared.longest <= 1048576) -%}
         {%- do wrong(where, 'longest: how many characters may it have? (A message has a million at most.)') -%}
     {%- elif type != 'text' and 'longest' in declared -%}
