@@ -207,7 +207,7 @@ class Lean(Client):
     A thread can have several calls under way, which costs less than as many threads.
     """
 
-    at_once = 4
+    at_once = 8
 
     def __init__(self, session: botocore.session.Session, client: Any):
         super().__init__(session, client)
