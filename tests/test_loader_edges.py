@@ -22,7 +22,7 @@ import botocore.exceptions
 import pytest
 
 from loader import errors
-from loader.aws import Fault, connect, region_of
+from loader.aws import Client, Fault, connect, region_of
 from loader.errors import LoaderError
 from loader.land import Database
 from loader.sqs import Message, milliseconds
@@ -351,14 +351,18 @@ NOT_UNDERSTOOD = {
 }
 
 
+def client_of(monkeypatch, client: str, endpoint: str) -> Client:
+    settings = {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "DEFAULT_REGION": "us-east-1", "ENDPOINT_URL": endpoint}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    return connect(1, client == "lean")
+
+
 def outcome(monkeypatch, client: str, fault: faults.Fault) -> dict | str:
     """Of one call of this client: the message, or the fault's name."""
-    settings = {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "DEFAULT_REGION": "us-east-1"}
     with faults.sqs_proxy("http://127.0.0.1:1", fault) as server:
-        for name, value in (settings | {"ENDPOINT_URL": server.url}).items():
-            monkeypatch.setenv(f"AWS_{name}", value)
         try:
-            [received] = connect(1, client == "lean").call("ReceiveMessage", QueueUrl="http://q/q")["Messages"]
+            [received] = client_of(monkeypatch, client, server.url).call("ReceiveMessage", QueueUrl="q")["Messages"]
         except Fault as failed:
             return failed.code if failed.error.exit_status == 8 else str(failed.error)
     return received
@@ -695,10 +699,7 @@ def test_a_container_agent_that_is_away_for_a_while_is_waited_for(loading: Loadi
 )
 def test_credentials_that_are_renewed_as_a_call_is_signed(monkeypatch, raised, code, passing):
     """boto3 looks at them once more than the loader does, and they may be due just then."""
-    settings = {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}
-    for name, value in (settings | {"DEFAULT_REGION": "eu-central-1"}).items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    client = connect(1, lean=False)
+    client = client_of(monkeypatch, "boto3", "http://127.0.0.1:9")
     signer = mock.Mock(get_frozen_credentials=mock.Mock(side_effect=raised))
     monkeypatch.setattr(client.client._request_signer, "_credentials", signer)
     with pytest.raises(Fault) as failed:
