@@ -49,9 +49,11 @@ STANDBY = re.compile(r"session is read-only|server is in hot standby mode")  # P
 NOT_YET = re.compile(r"starting up|shutting down|in recovery mode|not yet accepting|terminating connection")
 TLS = re.compile(r"SSL|certificate|encryption")
 NO_CONNECT = re.compile(r"permission denied for database")  # which migrations/ grants to every role
+# What libpq says of a connection that it had. From a worker Citus hands it on, with the SQLSTATE of an internal error.
+LOST = re.compile(r"closed the connection|has been closed|connection not open|SSL SYSCALL|could not (send|receive) data")
 OF_DBT = re.compile(r'"(analytics|staging)\.')  # the schemas that dbt fills
 REMEDIES = {
-    re.compile("remote node|reach its workers"): "Check this worker of the Citus cluster, and the network to it",
+    re.compile("remote node|its workers"): "Check this worker of the Citus cluster, and the network to it",
     re.compile("password authentication failed"): "Check PGUSER and PGPASSWORD",
     re.compile("no password supplied"): "Set PGPASSWORD, or the password of this login in the file that ENV_FILE names",
     NOT_YET: "Try again in a moment",
@@ -62,7 +64,7 @@ REMEDIES = {
     re.compile("(value for|configuration) parameter"): "Check PGOPTIONS, PGTZ and PGDATESTYLE",
     re.compile("definition of service|service file"): "Check PGSERVICE and its file",
     re.compile("startup parameter: options"): "Unset PGOPTIONS, or name it in PgBouncer's ignore_startup_parameters",
-    re.compile("closed the connection"): "See the log of the server, or of the pool in front of it",
+    LOST: "See the log of the server, or of the pool in front of it",
     re.compile("pooling mode"): "Set PgBouncer's pool_mode to transaction or session",
     TLS: "Check PGSSLMODE (unset, it is verify-full for a server elsewhere) and PGSSLROOTCERT, its authority's file",
 }
@@ -126,6 +128,8 @@ def explain(
     state, reason = error.pgcode or "", error.diag.message_primary
     if not state:  # the connection: never made, or lost
         return unreachable(reason or connection_failure(error))
+    if state == "XX000" and LOST.search(reason or ""):
+        return unreachable(f"Citus lost one of its workers: {reason.splitlines()[0]}")
     meaning = next((MEANINGS[key] for key in (state, state[:3], state[:2]) if key in MEANINGS), None)
     if meaning is None:
         return errors.Refused(reason=f"{name_of(error)} (the server's log has the details)")

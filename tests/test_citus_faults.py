@@ -13,6 +13,7 @@ import psycopg2
 import psycopg2.errors
 import pytest
 
+from loader import postgres
 from local import queues
 from local.stack import SUPERUSER
 from tests.cluster import BIN, port, temporary_node
@@ -164,6 +165,22 @@ def test_a_worker_that_is_away_is_named(database):
             as_transformer(database, "select raw.safe_load_id()")
     finally:
         worker.start_postgres()
+
+
+def test_a_worker_that_is_lost_before_the_commit_is_told_of_as_such(database):
+    """Citus then hands on what libpq says, as an internal error."""
+    worker = database.stack.workers[0]
+    land(database, [login(n) for n in range(20)])
+    with closing(database.connect("postgres")) as connection, connection.cursor() as cursor:
+        cursor.execute("update raw.sqs_messages set receive_count = 2")
+        worker.stop_postgres("immediate")
+        try:
+            with pytest.raises(psycopg2.Error) as lost:
+                connection.commit()
+        finally:
+            worker.start_postgres()
+    said = postgres.explain(lost.value, "").message
+    assert said.endswith("Check this worker of the Citus cluster, and the network to it."), said
 
 
 def test_readers_of_a_full_refresh_wait_for_nothing_and_a_purge_removes_what_is_old(database):

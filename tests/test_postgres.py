@@ -155,6 +155,9 @@ TEXTS = {
     "terminating connection due to administrator command": (3, "Try again in a moment"),
     "terminating connection due to idle-session timeout": (3, "Try again in a moment"),
     "server closed the connection unexpectedly": (3, "See the log of the server, or of the pool in front of it"),
+    "SSL SYSCALL error: EOF detected": (3, "See the log of the server, or of the pool in front of it"),
+    "SSL connection has been closed unexpectedly": (3, "See the log of the server, or of the pool in front of it"),
+    "could not receive data from server: Connection reset by peer": (3, "See the log of the server"),
     "pgbouncer cannot connect to server": (3, "Check PGHOST"),
     "connection to the remote node x@10.0.0.2:5432 failed with the following error: SSL SYSCALL error: EOF detected": (
         3,
