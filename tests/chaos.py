@@ -1244,7 +1244,7 @@ def observed(run: Run) -> dict[str, Any]:
     [raw] = run.query("select array_agg(body) from raw.sqs_messages")
     plain = [("raw.sqs_messages", "\n".join(raw[0] or ()).encode())]
     secrets = secrets_of(run.database, run.sent.values())
-    # On a cluster auto_explain has Citus send an EXPLAIN of each query to the workers; PRIVACY.md says what comes of it.
+    # On a cluster auto_explain has Citus send an EXPLAIN of each query to workers; PRIVACY.md says what comes of it.
     kept = [place for place in places if not (run.place.is_cluster and place[0].endswith("pg_stat_statements"))]
     return {
         "sent": run.sent,
