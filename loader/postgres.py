@@ -50,7 +50,7 @@ NOT_YET = re.compile(r"starting up|shutting down|in recovery mode|not yet accept
 TLS = re.compile(r"SSL|certificate|encryption")
 NO_CONNECT = re.compile(r"permission denied for database")  # which migrations/ grants to every role
 # What libpq says of a connection that it had. From a worker Citus hands it on, with the SQLSTATE of an internal error.
-LOST = re.compile(r"closed the connection|has been closed|connection not open|SSL SYSCALL|could not (send|receive) data")
+LOST = re.compile(r"closed the connection|has been closed|connection not open|SSL SYSCALL|could not \w+ data")
 OF_DBT = re.compile(r'"(analytics|staging)\.')  # the schemas that dbt fills
 REMEDIES = {
     re.compile("remote node|its workers"): "Check this worker of the Citus cluster, and the network to it",
