@@ -346,9 +346,26 @@ WRONG = {
     "queue-twice": ("[login-queue]", "[login-queue, login-queue]", "the queue login-queue is declared twice"),
     "column-twice": (
         FIELDS,
-        f"{FIELDS}\n        masked_ip: {{type: text, longest: 9}}",
-        "column masked_ip is declared twice",
+        f"{FIELDS}\n        ip_is_placeholder: {{type: boolean}}",
+        "column ip_is_placeholder is declared twice",
     ),
+    "passes-for-a-token": (
+        FIELDS,
+        f"{FIELDS}\n        masked_pan: {{type: text, longest: 19}}",
+        "field masked_pan: masked_pan would pass for a column of tokens, masked_…: give it another name, and say where it is"
+        " (path: masked_pan)",
+    ),
+    "column-of-every-table": (FIELDS, f"{FIELDS}\n        ctid: {{type: integer}}", "field ctid: ctid is a word of SQL"),
+    "column-of-the-boundary": (
+        FIELDS,
+        f"{FIELDS}\n        body_and_attributes: {{type: text, longest: 9}}",
+        "field body_and_attributes: a name has small letters",
+    ),
+    "no-events": ("  events:\n    logins:", "  events:\n  logins:\n    logins:", "vars, events: nothing is declared"),
+    "events-in-a-list": ("  events:\n    logins:", "  events:\n  - logins:", "vars, events: nothing is declared"),
+    "no-kinds": ("  kinds:  #", "  kinds: {}\n  kind:  #", "vars, kinds: nothing is declared"),
+    "kind-in-a-list": ("masked_as: ip,", "masked_as: [ip],", "field ip: masked_as: ['ip'] is not one of ip, device_id"),
+    "no-model": ("model: user_logins", "model:", "event logins: model is the name of a model"),
     "reserved-name": (
         FIELDS,
         f"{FIELDS}\n        load_id: {{type: integer}}",
