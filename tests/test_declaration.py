@@ -152,10 +152,11 @@ def test_a_longer_user_id_takes_the_one_statement_that_the_error_names(database,
     )
     project.migrate(database)
     land(database, [message(user_id="u" * 150)], prefix="later")
-    failed = project.dbt(database, "build", expect=False)
-    said = next(node.message for node in failed.result if node.status == "error")
-    assert "analytics.user_logins.user_id is character varying(128), and varchar(200) is declared." in said
-    assert said.rstrip().split("\n")[0].endswith("dbt run-operation widen_columns") or "widen_columns" in said
+    for command in (["build"], ["run", "--full-refresh"]):
+        failed = project.dbt(database, *command, expect=False)
+        said = next(node.message for node in failed.result if node.status == "error")
+        assert "analytics.user_logins.user_id is character varying(128), and varchar(200) is declared." in said
+        assert "dbt run-operation widen_columns" in said
     project.dbt(database, "run-operation", "widen_columns")
     project.dbt(database, "build", "--full-refresh")
     assert set(logins(database, "user_id")) == {"m0", "later0"}
@@ -324,6 +325,28 @@ def test_a_field_is_removed_with_its_column(database, project):
     columns = "select count(*) from pg_attribute where attname = 'network' and not attisdropped"
     assert query(database, columns) == [(0,)]
     assert set(logins(database, "user_id")) == {"m0"}
+
+
+def test_a_field_that_is_masked_from_now_on_is_not_left_published(database, project):
+    project.declare(FIELDS, f"{FIELDS}\n        network: {{type: text, longest: 16}}")
+    project.publish("network", "text")
+    project.migrate(database)
+    land(database, [message(network="wifi")])
+    project.dbt(database, "run")
+
+    project.declare("network: {type: text, longest: 16}", "network: {masked_as: device_id, longest: 16}")
+    project.migrate(database)
+    failed = project.dbt(database, "build", expect=False)  # its author forgot the model, and the full refresh
+    said = next(node.message for node in failed.result if node.status == "error")
+    assert "staging.int_messages__masked has network, which is declared no more. Take it out of the models" in said
+    project.folder = DBT_PROJECT
+    project.declare(FIELDS, f"{FIELDS}\n        network: {{masked_as: device_id, longest: 16}}")
+    project.publish("masked_network", "text")
+    project.dbt(database, "build", "--full-refresh")
+    [(token,)] = logins(database, "masked_network").values()
+    assert len(token) == 64
+    columns = "select array_agg(attrelid::regclass::text) from pg_attribute where attname = 'network' and not attisdropped"
+    assert query(database, columns) == [(["masking.base_sqs__messages"],)]
 
 
 WRONG = {
