@@ -166,7 +166,7 @@ DEFECTS = {
     "table-that-no-erasure-reaches-any-more": (
         "transformer",
         "create table analytics.user_logouts as select user_id from analytics.user_logins",
-        {"assert_no_table_is_left_over"},
+        {"assert_an_erasure_reaches_every_table"},
     ),
     "users-of-a-device-in-two-clusters": (
         "pipeline_owner",

@@ -349,6 +349,23 @@ def test_a_field_that_is_masked_from_now_on_is_not_left_published(database, proj
     assert query(database, columns) == [(["masking.base_sqs__messages"],)]
 
 
+USER_DAYS = """
+{{ config(materialized='incremental', contract={'enforced': false}) }}
+select user_id, create_date, count(*) as logins from {{ ref('user_logins') }} group by user_id, create_date
+"""
+
+
+def test_a_report_that_grows_where_no_erasure_reaches_it_fails_a_test(database, project):
+    project.declare("shown_to_the: second", "shown_to_the: minute")  # a copy
+    (project.folder / "models/reports/user_days.sql").write_text(USER_DAYS)
+    reaches = "assert_an_erasure_reaches_every_table"
+    project.dbt(database, "run", "--exclude", "user_days")
+    project.dbt(database, "test", "--select", reaches)
+    project.dbt(database, "run", "--select", "user_days")
+    tested = project.dbt(database, "test", "--select", reaches, expect=False).result
+    assert [each.failures for each in tested if each.status == "fail"] == [1]
+
+
 WRONG = {
     "unknown-kind": (
         "masked_as: ip,",
