@@ -21,8 +21,8 @@
     {%- for column in (adapter.get_columns_in_relation(table) if table else []) | map(attribute='name')
         if column not in model.columns and column not in declared_columns() -%}
         {%- do exceptions.raise_compiler_error(
-            this.schema ~ '.' ~ this.identifier ~ ' has ' ~ column ~ ', which is declared no more. Take it out of the models,'
-            ~ ' then drop it everywhere: make build ARGS=--full-refresh'
+            this.schema ~ '.' ~ this.identifier ~ ' has ' ~ column ~ ', which is declared no more. Take it out of the'
+            ~ ' models, then drop it everywhere: make build ARGS=--full-refresh'
         ) -%}
     {%- endfor -%}
 {%- endmacro %}

@@ -108,8 +108,8 @@
         {%- do wrong(where, 'a name has small letters, digits and _, and is none of ' ~ taken | join(', ')) -%}
     {%- elif name in reserved_words() or name.startswith('masked_') -%}
         {%- do wrong(
-            where, name ~ (' is a word of SQL' if name in reserved_words() else ' would pass for a column of tokens, masked_…')
-            ~ ': give it another name, and say where it is (path: ' ~ name ~ ')'
+            where, name ~ (' is a word of SQL' if name in reserved_words() else ' would pass for a column of tokens,'
+            ~ ' masked_…') ~ ': give it another name, and say where it is (path: ' ~ name ~ ')'
         ) -%}
     {%- endif -%}
 {%- endmacro %}
