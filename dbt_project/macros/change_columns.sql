@@ -14,8 +14,8 @@
 {%- endmacro %}
 
 
-{# A field is declared no more, or masked from now on. What was published of it would stay, in silence; a mart that still
-   names it would go on. #}
+{# A field is declared no more, or masked from now on. What was published of it would stay, in silence, and a mart that
+   still names it would go on. #}
 {% macro refuse_undeclared_columns() -%}
     {%- set table = load_cached_relation(this) if execute and not should_full_refresh() -%}
     {%- for column in (adapter.get_columns_in_relation(table) if table else []) | map(attribute='name')
