@@ -163,6 +163,11 @@ DEFECTS = {
         """,
         {"assert_masks_are_consistent", "assert_published_is_what_the_boundary_says"},
     ),
+    "table-that-no-erasure-reaches-any-more": (
+        "transformer",
+        "create table analytics.user_logouts as select user_id from analytics.user_logins",
+        {"assert_an_erasure_reaches_every_table"},
+    ),
     "users-of-a-device-in-two-clusters": (
         "pipeline_owner",
         """

@@ -1,6 +1,7 @@
 """A full refresh gives the same rows, in the same table; a purge takes from raw what dbt has, and from nothing else."""
 
 import contextlib
+import re
 import threading
 
 import psycopg2.errors
@@ -164,7 +165,7 @@ def test_a_full_refresh_follows_the_columns_and_names_one_of_another_type(built)
     [said] = [node.message for node in failed if node.status == "error"]
     assert "analytics.rejected_messages cannot be rebuilt in place: body_bytes would be retyped." in said
 
-    execute(built, "alter table analytics.rejected_messages alter column body_bytes type integer")
+    execute(built, re.search("alter table .+?(?=[.] Views)", said)[0])  # the statement that it names
     dbt(built, "build", "--full-refresh")
     assert query(built, CHECKSUM) == before
     extra = "select from pg_attribute where attrelid = 'staging.int_messages__masked'::regclass and attname = 'extra'"

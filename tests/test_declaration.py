@@ -152,10 +152,11 @@ def test_a_longer_user_id_takes_the_one_statement_that_the_error_names(database,
     )
     project.migrate(database)
     land(database, [message(user_id="u" * 150)], prefix="later")
-    failed = project.dbt(database, "build", expect=False)
-    said = next(node.message for node in failed.result if node.status == "error")
-    assert "analytics.user_logins.user_id is character varying(128), and varchar(200) is declared." in said
-    assert said.rstrip().split("\n")[0].endswith("dbt run-operation widen_columns") or "widen_columns" in said
+    for command in (["build"], ["run", "--full-refresh"]):
+        failed = project.dbt(database, *command, expect=False)
+        said = next(node.message for node in failed.result if node.status == "error")
+        assert "analytics.user_logins.user_id is character varying(128), and varchar(200) is declared." in said
+        assert "dbt run-operation widen_columns" in said
     project.dbt(database, "run-operation", "widen_columns")
     project.dbt(database, "build", "--full-refresh")
     assert set(logins(database, "user_id")) == {"m0", "later0"}
@@ -326,6 +327,45 @@ def test_a_field_is_removed_with_its_column(database, project):
     assert set(logins(database, "user_id")) == {"m0"}
 
 
+def test_a_field_that_is_masked_from_now_on_is_not_left_published(database, project):
+    project.declare(FIELDS, f"{FIELDS}\n        network: {{type: text, longest: 16}}")
+    project.publish("network", "text")
+    project.migrate(database)
+    land(database, [message(network="wifi")])
+    project.dbt(database, "run")
+
+    project.declare("network: {type: text, longest: 16}", "network: {masked_as: device_id, longest: 16}")
+    project.migrate(database)
+    failed = project.dbt(database, "build", expect=False)  # its author forgot the model, and the full refresh
+    said = next(node.message for node in failed.result if node.status == "error")
+    assert "staging.int_messages__masked has network, which is declared no more. Take it out of the models" in said
+    project.folder = DBT_PROJECT
+    project.declare(FIELDS, f"{FIELDS}\n        network: {{masked_as: device_id, longest: 16}}")
+    project.publish("masked_network", "text")
+    project.dbt(database, "build", "--full-refresh")
+    [(token,)] = logins(database, "masked_network").values()
+    assert len(token) == 64
+    tables = "select attrelid::regclass::text from pg_attribute where attname = 'network' and not attisdropped"
+    assert query(database, tables) == [("masking.base_sqs__messages",)]
+
+
+USER_DAYS = """
+{{ config(materialized='incremental', contract={'enforced': false}) }}
+select user_id, create_date, count(*) as logins from {{ ref('user_logins') }} group by user_id, create_date
+"""
+
+
+def test_a_report_that_grows_where_no_erasure_reaches_it_fails_a_test(database, project):
+    project.declare("shown_to_the: second", "shown_to_the: minute")  # a copy
+    (project.folder / "models/reports/user_days.sql").write_text(USER_DAYS)
+    reaches = "assert_an_erasure_reaches_every_table"
+    project.dbt(database, "run", "--exclude", "user_days")
+    project.dbt(database, "test", "--select", reaches)
+    project.dbt(database, "run", "--select", "user_days")
+    tested = project.dbt(database, "test", "--select", reaches, expect=False).result
+    assert [each.failures for each in tested if each.status == "fail"] == [1]
+
+
 WRONG = {
     "unknown-kind": (
         "masked_as: ip,",
@@ -346,9 +386,25 @@ WRONG = {
     "queue-twice": ("[login-queue]", "[login-queue, login-queue]", "the queue login-queue is declared twice"),
     "column-twice": (
         FIELDS,
-        f"{FIELDS}\n        masked_ip: {{type: text, longest: 9}}",
-        "column masked_ip is declared twice",
+        f"{FIELDS}\n        ip_is_placeholder: {{type: boolean}}",
+        "column ip_is_placeholder is declared twice",
     ),
+    "passes-for-a-token": (
+        FIELDS,
+        f"{FIELDS}\n        masked_pan: {{type: text, longest: 19}}",
+        "masked_pan would pass for a column of tokens, masked_…: give it another name, and say where it is (path: ",
+    ),
+    "column-of-every-table": (FIELDS, f"{FIELDS}\n        ctid: {{type: integer}}", "ctid is a word of SQL"),
+    "column-of-the-boundary": (
+        FIELDS,
+        f"{FIELDS}\n        body_and_attributes: {{type: text, longest: 9}}",
+        "field body_and_attributes: a name has small letters",
+    ),
+    "no-events": ("  events:\n    logins:", "  events:\n  logins:\n    logins:", "vars, events: nothing is declared"),
+    "events-in-a-list": ("  events:\n    logins:", "  events:\n  - logins:", "vars, events: nothing is declared"),
+    "no-kinds": ("  kinds:  #", "  kinds: {}\n  kind:  #", "vars, kinds: nothing is declared"),
+    "kind-in-a-list": ("masked_as: ip,", "masked_as: [ip],", "field ip: masked_as: ['ip'] is not one of ip, device_id"),
+    "no-model": ("model: user_logins", "model:", "event logins: model is the name of a model"),
     "reserved-name": (
         FIELDS,
         f"{FIELDS}\n        load_id: {{type: integer}}",

@@ -3,7 +3,7 @@
   anything is built.
 #}
 {% macro refuse_narrow_columns() -%}
-    {%- if execute and not should_full_refresh() -%}
+    {%- if execute -%}
         {%- for column, declared in narrow_columns(this, model.columns) -%}
             {%- do exceptions.raise_compiler_error(
                 this.schema ~ '.' ~ this.identifier ~ '.' ~ column.name ~ ' is ' ~ column.data_type ~ ', and ' ~ declared
@@ -11,6 +11,20 @@
             ) -%}
         {%- endfor -%}
     {%- endif -%}
+{%- endmacro %}
+
+
+{# A field is declared no more, or masked from now on. What was published of it would stay, in silence, and a mart that
+   still names it would go on. #}
+{% macro refuse_undeclared_columns() -%}
+    {%- set table = load_cached_relation(this) if execute and not should_full_refresh() -%}
+    {%- for column in (adapter.get_columns_in_relation(table) if table else []) | map(attribute='name')
+        if column not in model.columns and column not in declared_columns() -%}
+        {%- do exceptions.raise_compiler_error(
+            this.schema ~ '.' ~ this.identifier ~ ' has ' ~ column ~ ', which is declared no more. Take it out of the'
+            ~ ' models, then drop it everywhere: make build ARGS=--full-refresh'
+        ) -%}
+    {%- endfor -%}
 {%- endmacro %}
 
 

@@ -4,6 +4,8 @@
 #}
 {% macro declared_events() -%}
     {%- set kinds, events = var('kinds'), {} -%}
+    {%- do declared_as('vars, kinds', kinds) -%}
+    {%- do declared_as('vars, events', var('events')) -%}
     {%- for kind, it in kinds.items() -%}
         {%- do declared_as('kind ' ~ kind, it, required=['form'], optional=['none']) -%}
         {%- do one_of('kind ' ~ kind, 'form', it.form, ['address', 'identifier', 'text', 'exact']) -%}
@@ -20,9 +22,10 @@
         {%- do texts(where, 'queues', it.queues, '[A-Za-z0-9_-]{1,80}([.]fifo)?', "a list of queues' names") -%}
         {%- if not it.queues -%}{%- do wrong(where, 'queues: of which one are its messages?') -%}{%- endif -%}
         {%- do only_once(where, 'the queue', it.queues, queues) -%}
+        {%- do texts(where, 'model', [it.model], '[a-z0-9_]+', 'the name of a model') -%}
         {%- do only_once(where, 'the model', [it.model], models) -%}
         {%- set fields = {} -%}
-        {%- if it.fields is not mapping -%}{%- do wrong(where ~ ', fields', 'nothing is declared') -%}{%- endif -%}
+        {%- do declared_as(where ~ ', fields', it.fields) -%}
         {%- for field, declared in it.fields.items() -%}
             {%- do fields.update({field: declared_field(where ~ ', field ' ~ field, field, declared, kinds)}) -%}
             {%- do same_everywhere(where ~ ', field ' ~ field, field, fields[field], columns) -%}
@@ -75,18 +78,18 @@
     {%- do exceptions.raise_compiler_error('dbt_project.yml, ' ~ where ~ ': ' ~ what ~ '.') -%}
 {%- endmacro %}
 
-{% macro declared_as(where, it, required, optional) -%}
-    {%- if it is not mapping -%}{%- do wrong(where, 'nothing is declared') -%}{%- endif -%}
+{% macro declared_as(where, it, required=[], optional=none) -%}
+    {%- if it is not mapping or not it -%}{%- do wrong(where, 'nothing is declared') -%}{%- endif -%}
     {%- for key in required if key not in it -%}
         {%- do wrong(where, key ~ ' is missing' ~ (' (or masked_as, with a kind)' if key == 'type')) -%}
     {%- endfor -%}
-    {%- for key in it if key not in required + optional -%}
+    {%- for key in it if optional is not none and key not in required + optional -%}
         {%- do wrong(where, key ~ ' is unknown; there are ' ~ (required + optional) | join(', ')) -%}
     {%- endfor -%}
 {%- endmacro %}
 
 {% macro one_of(where, key, value, values) -%}
-    {%- if value not in values -%}
+    {%- if value not in values | list -%}
         {%- do wrong(where, key ~ ': ' ~ value ~ ' is not one of ' ~ values | join(', ')) -%}
     {%- endif -%}
 {%- endmacro %}
@@ -100,16 +103,19 @@
 
 {% macro plain_name(where, name) -%}
     {%- set taken = ['message_id', 'queue', 'load_id', 'sent_at', 'loaded_at', 'event_type', 'reason', 'body', 'body_bytes',
-        'is_accepted', 'subject', 'mask_key_version', 'create_date', 'logged_in_at'] -%}
+        'body_and_attributes', 'is_accepted', 'subject', 'mask_key_version', 'create_date', 'logged_in_at'] -%}
     {%- if not modules.re.fullmatch('[a-z][a-z0-9_]{0,39}', name | string) or name in taken -%}
         {%- do wrong(where, 'a name has small letters, digits and _, and is none of ' ~ taken | join(', ')) -%}
-    {%- elif name in reserved_words() -%}
-        {%- do wrong(where, name ~ ' is a word of SQL: give it another name, and say where it is (path: ' ~ name ~ ')') -%}
+    {%- elif name in reserved_words() or name.startswith('masked_') -%}
+        {%- do wrong(
+            where, name ~ (' is a word of SQL' if name in reserved_words() else ' would pass for a column of tokens,'
+            ~ ' masked_…') ~ ': give it another name, and say where it is (path: ' ~ name ~ ')'
+        ) -%}
     {%- endif -%}
 {%- endmacro %}
 
-{# What PostgreSQL 15 to 18 do not take for a column (pg_get_keywords(), R and T); some, such as user, they take for a
-   value of their own. #}
+{# What PostgreSQL 15 to 18 do not take for a column (pg_get_keywords(), R and T, and the columns that each table has);
+   some, such as user, they take for a value of their own. #}
 {% macro reserved_words() -%}
     {{ return((
         'all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate '
@@ -119,7 +125,8 @@
         ~ 'into is isnull join lateral leading left like limit localtime localtimestamp natural not notnull null '
         ~ 'offset on only or order outer overlaps placing primary references returning right select session_user '
         ~ 'similar some symmetric system_user table tablesample then to trailing true union unique user using '
-        ~ 'variadic verbose when where window with'
+        ~ 'variadic verbose when where window with '
+        ~ 'cmax cmin ctid tableoid xmax xmin'
     ).split()) }}
 {%- endmacro %}
 
