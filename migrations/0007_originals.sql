@@ -1,6 +1,6 @@
 -- migrate:up
--- A sample of these would be kept in pg_statistic: there a sealed original would outlive an erasure, and a token of an old
--- key a rotation.
+-- A sample of these would be kept in pg_statistic: there a sealed original would outlive an erasure, and a token of an
+-- old key a rotation.
 
 set local role pipeline_owner;
 

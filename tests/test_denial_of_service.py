@@ -123,6 +123,7 @@ FORGED = [
     ("1", "2026-01-01"),
     ("9223372036854775807", "2026-01-01"),
     ("raw.current_load_id() + 1", "2026-01-01"),
+    ("5 + (set_config('raw.load_id', pg_current_xact_id() || ':5', true) is null)::integer", "2026-01-01"),
     ("raw.current_load_id()", "infinity"),
     ("raw.current_load_id()", "-infinity"),
     ("raw.current_load_id()", "1970-01-01"),

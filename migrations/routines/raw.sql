@@ -14,22 +14,28 @@ begin
 end $$;
 grant execute on function raw.require_read_committed() to transformer;
 
+create or replace function raw.signed_load_id(number text) returns text
+language sql volatile set search_path = pg_catalog, pg_temp
+as $$
+    select number || ':' || masking.token(pg_current_xact_id() || ' ' || number, key) from privacy.tombstone_key
+$$;
+
 -- The number of this transaction, the same at each call. A shared advisory lock on a key that is not above
 -- 2^62 + the last number, taken before the number and held until commit, tells safe_load_id() that this transaction may
 -- still bring rows. A key that somebody else holds is passed over, downwards, so that nobody can make a loader wait; a
--- lower key only makes safe_load_id() more careful. The number is remembered in a setting local to the transaction. A
--- writer that hangs in the middle of its transaction holds back what dbt may read, so it is ended after a minute of
+-- lower key only makes safe_load_id() more careful. The number is remembered in a setting local to the transaction, which
+-- the caller could change as well, so it is signed. A writer that hangs in the middle of its transaction holds back what dbt may read, so it is ended after a minute of
 -- silence.
 create or replace function raw.current_load_id() returns bigint
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     remembered text := current_setting('raw.load_id', true);
-    xid text := pg_current_xact_id()::text;
+    number text := split_part(remembered, ':', 1);
     lock_key bigint;
     load_id bigint;
 begin
-    if split_part(remembered, ':', 1) = xid then
-        return split_part(remembered, ':', 2)::bigint;
+    if remembered = raw.signed_load_id(number) then
+        return number::bigint;
     end if;
     perform raw.require_read_committed();
     lock_key := 4611686018427387904 + (select last_load_id from raw.pipeline_state);
@@ -37,7 +43,7 @@ begin
         lock_key := lock_key - 1;
     end loop;
     load_id := nextval('raw.load_id_seq');
-    perform set_config('raw.load_id', xid || ':' || load_id, true);
+    perform set_config('raw.load_id', raw.signed_load_id(load_id::text), true);
     perform set_config('idle_in_transaction_session_timeout', '60s', true);
     return load_id;
 end $$;
