@@ -171,6 +171,11 @@ DEFECTS = {
         """,
         {"assert_users_of_a_device_are_in_one_cluster"},
     ),
+    "table-of-a-model-that-was-renamed": (
+        "transformer",
+        "create table analytics.logins as select user_id, masked_ip from analytics.user_logins",
+        {"assert_no_table_is_left_behind"},
+    ),
 }
 # reports, and the tests that fail where a report has not all its rows, or each of them twice
 LEAVES_OUT = """

@@ -11,3 +11,13 @@
         end $$
     {%- endif -%}
 {%- endmacro %}
+
+
+{# What the project's models make: each erases and carries over its own table. #}
+{% macro relations_of_models() -%}
+    {%- set made = ['none'] -%}
+    {%- for node in (graph.nodes.values() if execute else []) if node.resource_type == 'model' -%}
+        {%- do made.append(node.schema ~ '.' ~ node.alias) -%}
+    {%- endfor -%}
+    {{ quoted_list(made) }}
+{%- endmacro %}
