@@ -108,8 +108,8 @@ DRIFT = {
         "the project does not have: function masking.read_keys() is owned by postgres, vu ",
     ),
     "function-of-an-owner-elsewhere": (
-        "create schema x authorization masker; set role masker; create function x.f() returns int language sql return 1;"
-        " reset role",
+        "create schema x authorization masker; set role masker;"
+        " create function x.f() returns int language sql return 1; reset role",
         "the project does not have: function x.f() is owned by masker, vu ",
     ),
     "view-of-an-owner-elsewhere": (

@@ -7,10 +7,7 @@ where
     relkind in ('r', 'p', 'm')
     and relnamespace::regnamespace::text in ('staging', 'analytics')
     and concat_ws('.', relnamespace::regnamespace, relname) not in ({{ relations_of_models() }})
-    and exists (
-        select from pg_attribute
-        where
-            attrelid = pg_class.oid
-            and not attisdropped
-            and (attname in ('message_id', 'user_id', 'subject') or attname like 'masked\_%')
+    and oid in (
+        select attrelid from pg_attribute
+        where not attisdropped and (attname in ('message_id', 'user_id', 'subject') or attname like 'masked\_%')
     )

@@ -20,12 +20,12 @@ as $$
     select number || ':' || masking.token(pg_current_xact_id() || ' ' || number, key) from privacy.tombstone_key
 $$;
 
--- The number of this transaction, the same at each call. A shared advisory lock on a key that is not above
--- 2^62 + the last number, taken before the number and held until commit, tells safe_load_id() that this transaction may
--- still bring rows. A key that somebody else holds is passed over, downwards, so that nobody can make a loader wait; a
--- lower key only makes safe_load_id() more careful. The number is remembered in a setting local to the transaction, which
--- the caller could change as well, so it is signed. A writer that hangs in the middle of its transaction holds back what dbt may read, so it is ended after a minute of
--- silence.
+-- The number of this transaction, the same at each call. A shared advisory lock on a key that is not above 2^62 + the
+-- last number, taken before the number and held until commit, tells safe_load_id() that this transaction may still
+-- bring rows. A key that somebody else holds is passed over, downwards, so that nobody can make a loader wait; a
+-- lower key only makes safe_load_id() more careful. The number is remembered in a setting local to the transaction,
+-- which the caller could change as well, so it is signed. A writer that hangs in the middle of its transaction holds
+-- back what dbt may read, so it is ended after a minute of silence.
 create or replace function raw.current_load_id() returns bigint
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
