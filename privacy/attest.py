@@ -30,15 +30,30 @@ ours as (
     select oid, nspname as name, nspowner, nspacl from pg_namespace
     where nspname in ('raw', 'masking', 'staging', 'analytics', 'privacy', 'extensions', 'migrations')
 ),
+of_extensions as (select classid, objid from pg_depend where deptype = 'e'),
+-- An owner's rights work in whatever schema something of theirs is.
 relations as (
-    select c.*, ours.name || '.' || c.relname as name from pg_class as c inner join ours on ours.oid = c.relnamespace
+    select c.*, c.relnamespace::regnamespace || '.' || c.relname as name
+    from pg_class as c left join ours on ours.oid = c.relnamespace
     where
         c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
-        and (ours.name in ('raw', 'privacy', 'migrations') or ours.name = 'masking' and c.relkind <> 'v')
+        and (
+            ours.name in ('raw', 'privacy', 'migrations') or ours.name = 'masking' and c.relkind <> 'v'
+            or coalesce(ours.name, 'extensions') = 'extensions' and c.relpersistence <> 't'
+            and c.relowner::regrole::text in ({OWNERS})
+        )
+        and ('pg_class'::regclass, c.oid) not in (select classid, objid from of_extensions)
 ),
 functions as (
-    select p.*, p.oid::regprocedure::text as name from pg_proc as p inner join ours on ours.oid = p.pronamespace
-    where ours.name <> 'extensions' and p.proowner <> 'transformer'::regrole and p.proname not like 'read\\_%'
+    select p.*, p.oid::regprocedure::text as name from pg_proc as p left join ours on ours.oid = p.pronamespace
+    where
+        (ours.oid is not null or p.proowner::regrole::text in ({OWNERS})) and p.proowner <> 'transformer'::regrole
+        -- On Citus, dbt makes such a function for each view of the boundary (dbt_project/macros/citus.sql).
+        and not (
+            p.oid::regprocedure::text ~ '^masking\\.read_[a-z_]+\\(bigint,bigint\\)$'
+            and to_regclass('pg_catalog.pg_dist_node') is not null
+        )
+        and ('pg_proc'::regclass, p.oid) not in (select classid, objid from of_extensions)
 ),
 grants (what, owner, acl) as (
     select 'database', datdba, coalesce(datacl, acldefault('d', datdba)) from pg_database

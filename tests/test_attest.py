@@ -103,6 +103,20 @@ DRIFT = {
         "create function privacy.f() returns int language sql return 1",
         "the project does not have: function privacy.f() is owned by postgres, vu ",
     ),
+    "function-named-as-what-dbt-makes-on-citus": (
+        "create function masking.read_keys() returns int language sql return 1",
+        "the project does not have: function masking.read_keys() is owned by postgres, vu ",
+    ),
+    "function-of-an-owner-elsewhere": (
+        "create schema x authorization masker; set role masker;"
+        " create function x.f() returns int language sql return 1; reset role",
+        "the project does not have: function x.f() is owned by masker, vu ",
+    ),
+    "view-of-an-owner-elsewhere": (
+        "create schema x authorization masker; set role masker; create view x.v as select key from masking.keys;"
+        " reset role",
+        "the project does not have: relation x.v is owned by masker, kind v",
+    ),
     "trigger-disabled": (
         "alter table privacy.audit disable trigger append_only",
         "the project does not have: trigger CREATE TRIGGER append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON"

@@ -8,7 +8,7 @@ import pytest
 
 from local.stack import LOGINS
 from tests.conftest import copy, run_migrations
-from tests.officer import as_superuser
+from tests.officer import REASON, Officer, as_officer, as_superuser, privacy
 from tests.pipeline import dbt, land, query
 
 DAILY = [login for login in LOGINS if login != "migrator"]
@@ -110,12 +110,20 @@ def test_a_load_under_way_is_waited_for_whoever_holds_its_lock(open_to_all):
         assert safe == under_way_id + 2
 
 
+@pytest.fixture(scope="module")
+def built(module_database):
+    land(module_database, ["one"])
+    dbt(module_database, "run")
+    return module_database
+
+
 FORGED = [
     ("-1", "2026-01-01"),
     ("0", "2026-01-01"),
     ("1", "2026-01-01"),
     ("9223372036854775807", "2026-01-01"),
     ("raw.current_load_id() + 1", "2026-01-01"),
+    ("5 + (set_config('raw.load_id', pg_current_xact_id() || ':5', true) is null)::integer", "2026-01-01"),
     ("raw.current_load_id()", "infinity"),
     ("raw.current_load_id()", "-infinity"),
     ("raw.current_load_id()", "1970-01-01"),
@@ -159,6 +167,57 @@ def test_conservation_is_proved_both_ways(migrated, forged):
         result = dbt(database, "build", expect=False)
         failed = {each.node.name for each in result.result if str(each.status) == "fail"}
         assert failed & {"assert_raw_is_what_landed", "assert_landed_is_accepted_plus_rejected"}
+
+
+def test_an_erasure_does_not_wait_for_ever_for_who_seals(database, tmp_path):
+    """Nor for anything else that transformer's login could hold: after a minute, here a moment, it gives up."""
+    assert privacy(database, "seal-with", str(Officer(tmp_path).public_key)).returncode == 0
+    land(database, ["one"])
+    dbt(database, "run")
+    [(definition,)] = as_superuser(database, "select pg_get_functiondef('privacy.forget_user'::regproc)")
+    as_superuser(database, definition.replace("'1min'", "'100ms'") + "; select 1")
+    with contextlib.closing(database.connect("transformer_user")) as other:
+        other.cursor().execute("select privacy.seal_originals()")
+        with pytest.raises(psycopg2.errors.LockNotAvailable):
+            as_officer(database, f"set statement_timeout = '10s'; select privacy.forget_user('u9', '{REASON}')")
+
+
+# Who stops whom as long as a transaction is open; PRIVACY.md says so.
+ERASE = f"select privacy.forget_user('u9', '{REASON}')"
+LOAD = "insert into raw.sqs_messages (message_id, queue, body, load_id) select 'x', 'q', 'b', raw.current_load_id()"
+BUILD = "set role transformer; lock table staging.int_messages__masked in share row exclusive mode"
+REPLACE = "set role transformer; lock table analytics.users in access exclusive mode"
+HELD_UP = [
+    ("loader_user", LOAD, "privacy_officer_user", ERASE),
+    ("transformer_user", BUILD, "privacy_officer_user", ERASE),
+    ("retention_user", "select privacy.purge(28)", "transformer_user", BUILD),
+    ("privacy_officer_user", ERASE, "transformer_user", BUILD),
+    ("privacy_officer_user", ERASE, "loader_user", LOAD),
+    ("analyst_user", "select 1 from analytics.users", "transformer_user", REPLACE),
+]
+
+
+@pytest.mark.parametrize(("login", "does", "whom", "what"), HELD_UP)
+def test_an_open_transaction_holds_up_what_privacy_md_says(built, login, does, whom, what):
+    with contextlib.closing(built.connect(login)) as holder, contextlib.closing(built.connect(whom)) as other:
+        unlimited = "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0"  # which any login may
+        holder.cursor().execute(f"{unlimited}; {does}")
+        with pytest.raises(psycopg2.errors.QueryCanceled):
+            other.cursor().execute(f"set statement_timeout = '300ms'; {what}")
+
+
+def test_a_load_that_stays_open_holds_back_what_dbt_reads(database):
+    with contextlib.closing(database.connect("loader_user")) as loader, loader.cursor() as cursor:
+        cursor.execute("select raw.current_load_id(); set idle_in_transaction_session_timeout = 0")
+        land(database, ["one"])
+        dbt(database, "run")
+        assert query(database, "select count(*) from analytics.rejected_messages") == [(0,)]
+
+
+def test_the_login_for_backups_can_keep_the_servers_log(database):
+    """Whoever may replicate may, and pg_basebackup replicates."""
+    slot = "select pg_create_physical_replication_slot('kept', true); select pg_drop_replication_slot('kept')"
+    assert len(query(database, slot, login="backup_user")) == 1
 
 
 def test_a_reader_that_holds_a_lock_does_not_stop_a_load(database):

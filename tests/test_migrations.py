@@ -111,6 +111,13 @@ def test_functions_and_their_grants_are_made_what_the_files_say(database):
     assert query(database, ROUTINES, login="postgres") == as_the_files_say
 
 
+def test_a_function_of_dbts_with_the_name_of_ours_stops_no_migration(database):
+    create = "create function analytics.decode_app_version(version text) returns text language sql return version"
+    query(database, f"set role transformer; {create}; select 1", login="transformer_user")
+    result = run_migrations(database.env("migrator"))
+    assert result.returncode == 0, result.stderr
+
+
 def test_each_kind_of_drift_is_noticed(database):
     def in_database() -> str:
         cursor.execute(migrations.IN_DATABASE)

@@ -6,6 +6,7 @@ import hmac
 import ipaddress
 import json
 import re
+from collections import deque
 
 import psycopg2
 import psycopg2.errors
@@ -27,6 +28,7 @@ BODIES = [
     for n, ip in enumerate([*(f"{NET}{n}" for n in range(200)), "gateway"])
 ]
 BODIES += ["not json", "[" * 5000, BODIES[0][:-1] + ', "x": "' + "x" * 5000 + '"}']
+BODIES += [BODIES[0].replace('"u0"', '"a:b:c"').replace(f"{NET}0", f"{NET}1, {NET}2")]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def everything_said(database, login: str, statements: str) -> str:
     said: list[object] = []
     with contextlib.closing(connection), connection.cursor() as cursor:
         connection.autocommit = True
-        connection.notices = NoLimit()
+        connection.notices = deque()  # psycopg2 drops all but the last fifty messages of a list
         for statement in statements.split(";\n"):
             try:
                 cursor.execute(statement)
@@ -70,10 +72,6 @@ def everything_said(database, login: str, statements: str) -> str:
                 said += [str(error), error.diag.message_detail, error.diag.context]
         said += connection.notices
     return " ".join(map(str, said))
-
-
-class NoLimit(list):
-    """psycopg2 drops all but the last fifty messages of a plain list."""
 
 
 REFUSED = [
@@ -154,6 +152,7 @@ def test_is_refused(connections, attempt, logins):
 
 
 LOUD = "set client_min_messages = debug5;\nset debug_print_plan = on;\nset debug_print_rewritten = on;\n"
+LOUD += "set debug_pretty_print = off;\n"  # which breaks lines in the middle of a number
 PLANNED = LOUD + "set plan_cache_mode = force_custom_plan;\nbegin;\n"
 BOUNDARY = "masking.stg_sqs__messages"
 FRUITLESS = {
@@ -169,9 +168,13 @@ FRUITLESS = {
     "division-in-a-filter": f"select count(*) from {BOUNDARY} where 1 / (length(masked_ip) - 64) > 0",
     "leaky-function": "create function pg_temp.show(text) returns boolean cost 0.0001 language plpgsql as "
     f"$$ begin raise notice '%', $1; return true; end $$;\nselect count(*) from {BOUNDARY} where pg_temp.show(user_id)",
-    "shadowed-operators": "create function pg_temp.lower(text) returns text language plpgsql as "
-    "$$ begin raise notice '%', $1; return $1; end $$;\nset search_path = pg_temp, pg_catalog;\n"
-    f"select masked_ip from {BOUNDARY};\nselect * from privacy.sealed_original(1)",
+    "shadowed-functions": "begin;\ncreate function staging.octet_length(text) returns integer language plpgsql as "
+    "$$ begin raise notice '%', $1; return 0; end $$;\nset search_path = staging, pg_catalog;\n"
+    f"select masked_ip from {BOUNDARY};\nrollback",
+    "shadowed-operators": "begin;\ncreate function staging.found(text, text) returns boolean language plpgsql as "
+    "$$ begin raise notice '%', $1; return true; end $$;\n"
+    "create operator staging.~~ (leftarg = text, rightarg = text, function = staging.found);\n"
+    f"set search_path = staging, pg_catalog;\nselect masked_ip, reason from {BOUNDARY};\nrollback",
     "shadowed-tables": "create temporary table keys (kind text, version int, key bytea);\n"
     "create temporary table sqs_messages (message_id text, body text);\nset search_path = pg_temp, masking, raw;\n"
     f"select masked_ip from {BOUNDARY};\nselect * from sqs_messages",

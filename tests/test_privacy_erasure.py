@@ -254,7 +254,7 @@ def test_nobody_waits_for_what_is_erased_before_dbt_ran(database):
     assert query(database, health, login="monitor_user") == [(0, False)]
 
 
-@pytest.mark.parametrize("reason", ["", "short", "the person called stays asked for it"])
+@pytest.mark.parametrize("reason", ["", "short", "the person called stays asked for it", "Stays is gone"])
 def test_a_reason_is_given_and_does_not_name_the_person(forgotten, reason):
     with pytest.raises(psycopg2.errors.RaiseException, match="a reason is needed"):
         as_officer(forgotten[0], "select * from privacy.forget_user('stays', %s)", reason)

@@ -199,6 +199,13 @@ def test_without_the_private_key_there_is_nothing_to_see(sealed, tmp_path):
         as_superuser(sealed, decrypt)
 
 
+def test_no_statistic_holds_a_sealed_original_or_its_token(sealed):
+    """There they would outlive an erasure and a key rotation."""
+    as_superuser(sealed, "analyze privacy.originals; select 1")
+    sampled = "select attname from pg_stats where schemaname = 'privacy' and tablename = 'originals' order by 1"
+    assert as_superuser(sealed, sampled) == [("key_version",), ("kind",)]
+
+
 def test_a_request_has_to_be_committed_before_anything_is_handed_out(sealed):
     ask = "select * from privacy.sealed_original(privacy.request_recovery(%s, %s))"
     with pytest.raises(psycopg2.errors.RaiseException, match="commit the request first"):

@@ -193,3 +193,13 @@ def test_no_login_but_the_migrator_can_take_on_an_owner(built):
         " and (pg_has_role(oid, 'masker', 'member') or pg_has_role(oid, 'pipeline_owner', 'member'))",
     )
     assert members == [("migrator",)]
+
+
+def test_no_function_looks_names_up_where_its_caller_says(built):
+    """transformer may create functions and operators with the names of PostgreSQL's own. (`return …` has its names.)"""
+    found = (
+        "select oid::regprocedure::text from pg_proc"
+        " where pronamespace::regnamespace::text in ('raw', 'masking', 'privacy', 'analytics') and prosqlbody is null"
+        " and not coalesce('search_path=pg_catalog, pg_temp' = any(proconfig), false)"
+    )
+    assert query(built, found, login="postgres") == []

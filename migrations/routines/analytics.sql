@@ -5,7 +5,7 @@ set local role pipeline_owner;
 create or replace function analytics.decode_app_version(app_version integer) returns text
 language sql immutable strict parallel safe
 return app_version / 1000000 || '.' || app_version / 1000 % 1000 || '.' || app_version % 1000;
-comment on function analytics.decode_app_version is
+comment on function analytics.decode_app_version(integer) is
 'The version behind user_logins.app_version, in three parts: 2003000 is 2.3.0.';
 grant execute on function analytics.decode_app_version(integer) to analyst, privacy_officer, transformer, masker;
 
@@ -18,7 +18,7 @@ return accepted + rejected >= 20
     and rejected >= 0.05 * (accepted + rejected)
     and rejected > 3 * (accepted + rejected)
         * coalesce(rejected_week_before / nullif(landed_week_before, 0)::numeric, 0.1);
-comment on function analytics.rejections_jumped is
+comment on function analytics.rejections_jumped(bigint, bigint, bigint, bigint) is
 'Whether more than 5 % of a day''s messages were rejected, and three times the share of the week before.';
 grant execute on function analytics.rejections_jumped(bigint, bigint, bigint, bigint)
 to transformer, analyst, privacy_officer, monitor;
@@ -52,7 +52,7 @@ begin
     end loop;
     return parents;
 end $$;
-comment on function analytics.components is
+comment on function analytics.components(integer[], integer[]) is
 'Connected components of a graph: for each node, from 1, the smallest node that it is connected with. Link n connects
 nodes[n] with neighbours[n].';
 grant execute on function analytics.components(integer[], integer[]) to analyst, privacy_officer, transformer;

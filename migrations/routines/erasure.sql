@@ -37,7 +37,7 @@ select raw.call_after_landing('privacy.erase_again');
 -- making. So functions with more rights read one table that consists of what PostgreSQL itself has, and nothing else.
 -- The lock lets dbt read and write, and nobody change what the table is, until the end of the transaction.
 create or replace function privacy.require_plain_table() returns void
-language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '1min' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     taken constant regclass := 'staging.int_messages__masked';
 begin
@@ -174,7 +174,7 @@ return format(
 -- Waits for the loads that have begun and makes others wait until this transaction ends: what lands has to see the
 -- tombstones, or a message that is redriven during an erasure would stay.
 create or replace function privacy.hold_landings() returns void
-language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '1min' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     perform set_config('idle_in_transaction_session_timeout', '60s', true);
     lock table only raw.sqs_messages in share row exclusive mode;
@@ -192,7 +192,8 @@ create or replace function privacy.forget_user(
     out not_looked_into bigint  -- messages that are encoded or compressed
 )
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set row_security = off set standard_conforming_strings = on as $$
+set search_path = pg_catalog, pg_temp set row_security = off set standard_conforming_strings = on
+set lock_timeout = '1min' as $$
 declare
     person constant text := btrim(user_id, E' \t\n\r\x0B\f');
     in_flight constant bigint := raw.safe_load_id();
@@ -209,7 +210,7 @@ begin
     if person = '' is not false then
         raise exception 'a user_id is needed';
     end if;
-    if length(btrim(reason)) < 10 is not false or masking.has_value(reason, person) then
+    if length(btrim(reason)) < 10 is not false or masking.has_value(lower(reason), lower(person)) then
         raise exception 'a reason is needed that somebody else will understand and that does not name the person';
     end if;
     perform from privacy.settings for update;  -- whoever is sealing has finished
@@ -314,7 +315,7 @@ end $$;
 -- apart from it. Those of loads that the restored ledger does not have belong to no load here (0); they bar what the
 -- queue may still bring.
 create or replace function privacy.erase_known() returns bigint
-language plpgsql set search_path = pg_catalog, pg_temp set row_security = off as $$
+language plpgsql set search_path = pg_catalog, pg_temp set row_security = off set lock_timeout = '1min' as $$
 declare
     known text[];
     removed bigint;

@@ -76,7 +76,7 @@ end;
 
 -- For masker, after it has added the new keys, in the same transaction.
 create or replace function masking.open_rotation() returns void
-language plpgsql as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     perform from privacy.settings for update;  -- whoever is sealing under the old keys has finished
     update privacy.originals set
@@ -86,7 +86,7 @@ begin
 end $$;
 
 create or replace function masking.close_rotation() returns void
-language plpgsql as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     revoke execute on function masking.carried_over from transformer;
 end $$;

@@ -1,11 +1,13 @@
 -- Parsing a message, and the canonical forms of values. None of the functions knows a key, so that whoever may call
 -- them learns nothing. They are IMMUTABLE, or Citus would bring the messages to the coordinator to parse them there.
+-- The caller is transformer, who may create functions, operators and types of the same names: a body that is a text
+-- names its search_path (`return …` needs none: its names were looked up when it was made).
 
 set local role masker;
 
 -- Stops a query whose key is missing: hmac with a null key would be null, in silence.
 create or replace function masking.fail(message text) returns bytea
-language plpgsql stable parallel safe as $$
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
     raise exception '%', message;
 end $$;
@@ -89,7 +91,7 @@ do $$
 begin
     if current_setting('server_version_num')::integer >= 160000 then
         create or replace function masking.parse_json(body text) returns jsonb
-        language plpgsql immutable parallel safe as $f$
+        language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $f$
         begin
             return case
                 when octet_length(body) > 4096 and masking.json_depth(body) > 1000 then null
@@ -98,7 +100,7 @@ begin
         end $f$;
 
         create or replace function masking.canonical_address(value text) returns text
-        language plpgsql immutable parallel safe as $f$
+        language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $f$
         declare
             bare constant text := masking.bare_address(masking.canonical_text(value));
         begin
@@ -109,7 +111,8 @@ begin
         end $f$;
     else
         create or replace function masking.parse_json(body text) returns jsonb
-        language plpgsql immutable parallel unsafe set plan_cache_mode = force_generic_plan as $f$
+        language plpgsql immutable parallel unsafe
+        set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan as $f$
         begin
             if octet_length(body) > 4096 and masking.json_depth(body) > 1000 then
                 return null;
@@ -120,7 +123,8 @@ begin
         end $f$;
 
         create or replace function masking.canonical_address(value text) returns text
-        language plpgsql immutable parallel unsafe set plan_cache_mode = force_generic_plan as $f$
+        language plpgsql immutable parallel unsafe
+        set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan as $f$
         declare
             bare constant text := masking.bare_address(masking.canonical_text(value));
         begin
@@ -161,7 +165,8 @@ do $$
 begin
     if current_setting('server_version_num')::integer >= 160000 then
         create or replace function masking.parse_timestamp(value text) returns timestamptz
-        language plpgsql immutable parallel safe set datestyle = 'ISO' set timezone = 'UTC' as $f$
+        language plpgsql immutable parallel safe
+        set search_path = pg_catalog, pg_temp set datestyle = 'ISO' set timezone = 'UTC' as $f$
         begin
             return case
                 when value ~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]+(Z|[+-][0-9:]+)$'
@@ -170,7 +175,8 @@ begin
         end $f$;
     else
         create or replace function masking.parse_timestamp(value text) returns timestamptz
-        language plpgsql immutable parallel unsafe set datestyle = 'ISO' set timezone = 'UTC' as $f$
+        language plpgsql immutable parallel unsafe
+        set search_path = pg_catalog, pg_temp set datestyle = 'ISO' set timezone = 'UTC' as $f$
         begin
             return case
                 when value ~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]+(Z|[+-][0-9:]+)$' then value::timestamptz
@@ -201,7 +207,9 @@ return strpos(text_in_form, value) > 0 and (
 -- without the letters and dots that stand next to it. (jit: compiling this takes longer than running it a thousand
 -- times. PL/pgSQL reads a backslash as the session does: the other.)
 create or replace function masking.addresses_in(lower_text text) returns text[]
-language plpgsql immutable strict parallel safe set jit = off set standard_conforming_strings = on as $$
+language plpgsql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
+set jit = off set standard_conforming_strings = on as $$
 begin
     return array(
         select masking.canonical_address(candidate)
@@ -228,7 +236,9 @@ end $$;
 
 -- Of a value that is no address, an address in it is one: of "192.0.2.1, 10.0.0.1" either.
 create or replace function masking.has_address(lower_text text, canonical text) returns boolean
-language plpgsql immutable strict parallel safe set jit = off set standard_conforming_strings = on as $$
+language plpgsql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
+set jit = off set standard_conforming_strings = on as $$
 declare
     might_have constant boolean := lower_text ~ '[0-9]\.[0-9]+\.[0-9]+\.[0-9]|:.*:';
 begin

@@ -5,7 +5,7 @@
 set local role pipeline_owner;
 
 create or replace function privacy.refuse_change() returns trigger
-language plpgsql as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     raise exception 'privacy.audit is append-only';
 end $$;

@@ -7,7 +7,8 @@ set local role pipeline_owner;
 -- (two weeks in the queue and, of a FIFO queue, two in the dead-letter queue): by then raw must know that it had it.
 -- Hours, because a day of the calendar may have 23. Not before originals are sealed, where they are to be.
 create or replace function privacy.purge(keep_days integer) returns text
-language plpgsql security definer set search_path = pg_catalog, pg_temp set row_security = off as $$
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set row_security = off set lock_timeout = '1min' as $$
 declare
     landed_before constant timestamptz := now() - keep_days * interval '24 hours';
     last_load bigint := raw.safe_load_id() - 1;
