@@ -12,7 +12,7 @@ from local import queues, settings
 from local.events import generate
 from local.processes import StackError
 from local.stack import LOGINS, SUPERUSER
-from tests.instructions import checkout
+from tests.instructions import block, checkout
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -91,6 +91,17 @@ def test_every_command_works_as_written(type_lines, servers, folder):
         assert "a name of letters" in refused.stderr or f"{name} is a role of the pipeline" in refused.stderr
         assert not (folder / f"{name}.env").exists()
     assert type_lines("export ENV_FILE=prod.env", "make doctor").returncode == 0  # with the loader's own password
+
+    # Nobody who reads the one database sees anything of the other.
+    *tries, drops = block("commands typed: a database of your own").splitlines()
+    reads = "psql -XAtc 'select count(*) from analytics.user_logins'"
+    tried = type_lines(*tries, f'(eval "$(make -s env AS=analyst_user)" && {reads})')
+    assert tried.returncode == 0, tried.stdout + tried.stderr
+    assert int(tried.stdout.splitlines()[-1]) > 10_000
+    as_ada = type_lines('eval "$(make -s env ENV_FILE=ada.env)"', reads)
+    assert as_ada.stdout == "1\n"
+    dropped = type_lines("export ENV_FILE=try.env", drops, 'eval "$(make -s env AS=migrator)"', "psql -Xc '' || echo gone")
+    assert dropped.stdout == "gone\n", dropped.stdout + dropped.stderr
 
     others = ("rm ada.env", "make login NAME=ada", "make rotate-key", "make attest")
     again = type_lines("export ENV_FILE=prod.env", *others)
