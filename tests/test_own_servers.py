@@ -100,7 +100,7 @@ def test_every_command_works_as_written(type_lines, servers, folder):
     assert int(tried.stdout.splitlines()[-1]) > 10_000
     as_ada = type_lines('eval "$(make -s env ENV_FILE=ada.env)"', reads)
     assert as_ada.stdout == "1\n"
-    dropped = type_lines("export ENV_FILE=try.env", drops, 'eval "$(make -s env AS=migrator)"', "psql -Xc '' || echo gone")
+    dropped = type_lines("export ENV_FILE=try.env", drops, 'eval "$(make -s env)"', "psql -Xc '' || echo gone")
     assert dropped.stdout == "gone\n", dropped.stdout + dropped.stderr
 
     others = ("rm ada.env", "make login NAME=ada", "make rotate-key", "make attest")
