@@ -130,14 +130,16 @@ def test_a_masked_field_of_a_new_kind_has_a_key_and_is_recovered_rotated_and_era
 
 def test_a_field_is_read_from_inside_an_object(database, project):
     project.declare("device_id: {masked_as: device_id,", "device_id: {path: device.id, masked_as: device_id,")
+    project.declare("locale: {type: text,", "locale: {path: ' app . null', type: text,")  # names like any other
     project.migrate(database)
-    nested = {"device_id": None, "device": {"id": "d-9"}}
+    nested = {"device_id": None, "device": {"id": "d-9"}, " app ": {" null": "RU"}}
     land(database, [message(1, **nested), message(2, **nested), message(3), message(4, device="d-9")])
     project.dbt(database, "build")
 
     tokens = logins(database, "masked_device_id")
     assert set(tokens) == {"m0", "m1"}
     assert len(set(tokens.values())) == 1
+    assert logins(database, "locale") == {"m0": ("RU",), "m1": ("RU",)}
     reasons = query(database, "select distinct reason from analytics.rejected_messages")
     assert reasons == [("missing_device_id",)]
 

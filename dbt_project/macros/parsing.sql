@@ -65,7 +65,7 @@
 
 {% macro field_text(field) -%}
     {%- if field.path | length == 1 -%}{{ return('fields.' ~ adapter.quote(field.path[0])) }}{%- endif -%}
-    {{ return("(parsed.event #>> '{" ~ field.path | join(',') ~ "}')") }}
+    {{ return('(parsed.event #>> array[' ~ quoted_list(field.path) ~ '])') }}
 {%- endmacro %}
 
 
@@ -73,7 +73,7 @@
     {%- if field.path | length == 1 -%}
         {{ return("jsonb_typeof(parsed.event -> '" ~ field.path[0] ~ "')") }}
     {%- endif -%}
-    {{ return("jsonb_typeof(parsed.event #> '{" ~ field.path | join(',') ~ "}')") }}
+    {{ return('jsonb_typeof(parsed.event #> array[' ~ quoted_list(field.path) ~ '])') }}
 {%- endmacro %}
 
 
