@@ -461,6 +461,21 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("        locale: {type: text, longest: 32}\n", "", "a model names the field locale, which is not declared"),
+        ("    logins:\n", "    signins:\n", "event logins: a model names it, and it is not declared"),
+    ],
+    ids=["field", "event"],
+)
+def test_a_model_that_names_what_is_not_declared_is_told_so_in_a_sentence(module_database, project, old, new, sentence):
+    project.declare(old, new)
+    with pytest.raises(AssertionError, match=r"dbt_project\.yml, event ") as stopped:
+        project.dbt(module_database, "compile")
+    assert sentence in str(stopped.value)
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_declaration_is_refused_in_a_sentence(module_database, name):
     old, new, sentence = WRONG[name]

@@ -191,11 +191,26 @@
 
 
 {# For a mart: how long a text may be, as its column is declared. #}
-{% macro longest(event, field) -%} {{ declared_events()[event].fields[field].longest }} {%- endmacro %}
+{% macro longest(event, field) -%}
+    {%- set fields = declared_event(event).fields -%}
+    {%- if field not in fields -%}
+        {%- do wrong('event ' ~ event, 'a model names the field ' ~ field ~ ', which is not declared: take it out there') -%}
+    {%- endif -%}
+    {{ fields[field].longest }}
+{%- endmacro %}
 
 
 {# For a mart: when the queue received the message, as exactly as its event type shows it. #}
-{% macro logged_in_at(event) -%} date_trunc('{{ declared_events()[event].shown_to_the }}', sent_at, 'utc') {%- endmacro %}
+{% macro logged_in_at(event) -%} date_trunc('{{ declared_event(event).shown_to_the }}', sent_at, 'utc') {%- endmacro %}
+
+
+{% macro declared_event(event) -%}
+    {%- set events = declared_events() -%}
+    {%- if event not in events -%}
+        {%- do wrong('event ' ~ event, 'a model names it, and it is not declared: remove that model') -%}
+    {%- endif -%}
+    {{ return(events[event]) }}
+{%- endmacro %}
 
 
 {# The columns that a model's YAML promises. #}

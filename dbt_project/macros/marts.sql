@@ -111,7 +111,7 @@ select * from counted
 {# In seconds: PostgreSQL's days follow the clocks of the session's time zone. A login is at most as much later than
    logged_in_at as the declaration leaves open. #}
 {% macro users_in(days) -%}
-    {%- set open = {'second': 1, 'minute': 60, 'hour': 3600, 'day': 86400}[declared_events().logins.shown_to_the] -%}
+    {%- set open = {'second': 1, 'minute': 60, 'hour': 3600, 'day': 86400}[declared_event('logins').shown_to_the] -%}
     count(distinct user_id) filter (where logged_in_at > now() - interval '{{ 86400 * days + open }} seconds')
 {%- endmacro %}
 
