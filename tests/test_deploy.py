@@ -362,19 +362,39 @@ def test_the_bootstrap_task_sets_the_password_of_every_login_that_has_a_secret()
 
 
 def test_dbt_that_follows_takes_the_place_of_its_build_by_the_clock(tmp_path):
-    if not shutil.which("kubectl"):
-        pytest.skip("there is no kubectl here")
-    shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes")
-    main = tmp_path / "kubernetes" / "kustomization.yaml"
+    main = shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes") / "kustomization.yaml"
     (line,) = re.findall(r"^# +(components: .*)$", (main.parent / "follow" / "kustomization.yaml").read_text(), re.M)
     main.write_text(f"{main.read_text()}\n{line}\n")
-    built = subprocess.run(["kubectl", "kustomize", main.parent], capture_output=True, text=True, check=True).stdout
-    made = {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(built)}
+    made = built(main.parent)
     assert ("CronJob", "dbt-build") not in made
     (usual,) = made["CronJob", "dbt-freshness"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     (container,) = made["Deployment", "dbt-follow"]["spec"]["template"]["spec"]["containers"]
     same = ("image", "envFrom", "securityContext", "volumeMounts")
     assert [container[key] for key in same] == [usual[key] for key in same]
+
+
+def built(folder: Path) -> dict[tuple[str, str], dict]:
+    if not shutil.which("kubectl"):
+        pytest.skip("there is no kubectl here")
+    made = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True).stdout
+    return {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(made)}
+
+
+def test_an_environment_has_the_logins_of_its_own_stack_and_reaches_its_own_database(tmp_path):
+    main = shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes") / "kustomization.yaml"
+    text = main.read_text().replace("stack=masked-logins ", "stack=masked-logins-test ")
+    main.write_text(text.replace("database_network=10.0.0.0/8 ", "database_network=192.168.0.0/16 "))
+    made = built(main.parent)
+    keys = {
+        each["remoteRef"]["key"]
+        for (kind, _), document in made.items()
+        if kind == "ExternalSecret"
+        for each in document["spec"]["data"]
+    }
+    secrets = of_type("AWS::SecretsManager::Secret").values()
+    assert keys == {each["Name"].replace("${AWS::StackName}", "masked-logins-test") for each in secrets}
+    _, database = made["NetworkPolicy", "names-and-the-database"]["spec"]["egress"]
+    assert database["to"] == [{"ipBlock": {"cidr": "192.168.0.0/16"}}]
 
 
 # A release: the migration has run before a new loader starts.
@@ -390,6 +410,21 @@ def test_kubernetes_applies_everything_but_the_programs_first():
     assert {"Namespace", "ExternalSecret", "Job"} <= set(first)
     assert not {"Deployment", "CronJob", "ScaledObject"} & set(first)
     assert {"Deployment", "CronJob", "ScaledObject"} <= set(second)
+
+
+def release() -> list[str]:
+    """The commands of a release, as somebody pastes them."""
+    return re.findall(r"^#   (kubectl .*)$", (DEPLOY / "kubernetes" / "kustomization.yaml").read_text(), re.M)
+
+
+@pytest.mark.parametrize("failing", [None, "--selector", "jsonpath", "condition=complete"])
+def test_pasted_commands_start_no_program_before_its_migration(tmp_path, failing):
+    """A shell goes on with the next line, whatever became of the one before."""
+    (tmp_path / "kubectl").write_text(f'#!/bin/sh\necho "$*"\ncase "$*" in *{failing}*) exit 1; esac\n')
+    (tmp_path / "kubectl").chmod(0o755)
+    shell = {"PATH": f"{tmp_path}:{os.defpath}"}
+    done = subprocess.run(["sh"], input="\n".join(release()), env=shell, capture_output=True, text=True)
+    assert ("apply -k deploy/kubernetes" in done.stdout.splitlines()) == (failing is None)
 
 
 class Kubernetes(BaseHTTPRequestHandler):
@@ -441,14 +476,12 @@ class Kubernetes(BaseHTTPRequestHandler):
 def test_waiting_for_the_migration_ends_when_it_fails_too(tmp_path, monkeypatch, conditions, ends_well):
     if not shutil.which("kubectl"):
         pytest.skip("there is no kubectl here")
-    commands = re.findall(
-        r"^#   (kubectl .* wait .*)$", (DEPLOY / "kubernetes" / "kustomization.yaml").read_text(), re.M
-    )
+    waits = [command for command in release() if " wait " in command]
     monkeypatch.setattr(Kubernetes, "conditions", conditions)
     with ThreadingHTTPServer(("127.0.0.1", 0), Kubernetes) as server:
         threading.Thread(target=server.serve_forever).start()
         client = f"kubectl --server=http://127.0.0.1:{server.server_port} --cache-dir={tmp_path}"
-        script = " && ".join(commands).replace("kubectl", client).replace("--timeout=30s", "--timeout=1s")
+        script = "\n".join(waits).removesuffix("&&").replace("kubectl", client).replace("--timeout=30s", "--timeout=1s")
         try:
             done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=20)
         finally:
