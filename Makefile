@@ -2,6 +2,8 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# `make load build` is one after the other, also where MAKEFLAGS has -j.
+.NOTPARALLEL:
 .PHONY: help install demo test up down env send bootstrap login load migrate build docs report status doctor redrive bench \
     freshness lint clean compose-test requirements sbom rotate-key reveal approve forget leakcheck chaos attest contract \
     purge bench-dbt

@@ -82,6 +82,17 @@ def test_stopping_what_never_ran_installs_nothing(fresh, target):
     assert not (fresh / ".venv").exists()
 
 
+def test_targets_run_one_after_the_other_also_with_j(fresh):
+    """Many have -j in MAKEFLAGS. dbt would build what has not landed yet."""
+    (fresh / ".venv" / "bin").mkdir(parents=True)
+    (fresh / ".venv" / "installed").touch()
+    python = fresh / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "begin $*"; sleep 0.2; echo "end $*"\n')
+    python.chmod(0o755)
+    begun, ended, *_ = make("-j4", "load", "build", folder=fresh).stdout.splitlines()
+    assert (begun.split()[0], ended) == ("begin", begun.replace("begin", "end", 1))
+
+
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "deploy/requirements-lint.txt")
 # A package with its version, perhaps a condition, and the hashes of its files.
 PINNED = re.compile(
