@@ -645,6 +645,22 @@ def test_filebeat_reads_the_time_of_every_line(database):
 README = (DEPLOY / "README.md").read_text()
 
 
+def test_a_task_of_more_than_ten_minutes_is_waited_for(tmp_path):
+    """`aws ecs wait` looks a hundred times, every six seconds, and then fails."""
+    (functions,) = re.findall(r"^ {7}output\(\) .*?^ {7}\}\n", README, re.MULTILINE | re.DOTALL)
+    script = f"""#!/bin/sh
+        case "$1 $2" in
+        "ecs wait") echo >> waits; test "$(wc -l < waits)" -eq 3;;
+        "ecs describe-tasks") test "$(wc -l < waits)" -eq 3 && echo 0;;
+        *) echo id;;
+        esac"""
+    (tmp_path / "aws").write_text(script)
+    (tmp_path / "aws").chmod(0o755)
+    shell = {"PATH": f"{tmp_path}:{os.defpath}"}
+    done = subprocess.run(["sh", "-c", f"{functions}run MigrateTask"], cwd=tmp_path, env=shell, capture_output=True)
+    assert done.stdout == b"0\n"
+
+
 def test_a_login_of_vaults_can_do_what_its_role_may(database, queue):
     vault, create, drop = re.findall(r"^ +((?:create|drop) role (?:vault|\"\{\{name\}\}\").*)$", README, re.MULTILINE)
     values = {"{{name}}": "v-loader-1", "{{password}}": "p", "{{expiration}}": "2100-01-01 00:00:00+00", "…": "v"}
