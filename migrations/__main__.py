@@ -43,8 +43,8 @@ OLD_DATABASE = (
 )
 
 NEWER_DATABASE = (
-    "The database {database} was migrated by a newer release than this one, and cannot go back: run `make migrate` of that "
-    "release, or a newer one."
+    "The database {database} was migrated by a newer release than this one, and cannot go back: run `make migrate` of "
+    "that release, or a newer one."
 )
 
 OTHER_BACKSLASHES = (

@@ -231,6 +231,17 @@ def commands():
     yield "Dockerfile", json.loads(command)
 
 
+def test_the_images_user_can_read_what_somebody_built_who_shares_no_files(tmp_path):
+    copied = tmp_path / "app" / "deploy" / "aws"
+    copied.mkdir(mode=0o700, parents=True)
+    (copied / "rds-ca.pem").touch(mode=0o600)
+    (copied.parent / "run").touch(mode=0o700)
+    for command in re.findall(r"^RUN (.* /app)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE):
+        subprocess.run(["sh", "-c", command.replace("/app", str(tmp_path / "app"))], check=True)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (copied, copied / "rds-ca.pem", copied.parent / "run")}
+    assert modes == {"aws": 0o755, "rds-ca.pem": 0o644, "run": 0o755}
+
+
 LOADERS = [(where, command[3:]) for where, command in commands() if command[:3] == ["python", "-m", "loader"]]
 
 
@@ -648,7 +659,7 @@ README = (DEPLOY / "README.md").read_text()
 def test_a_task_of_more_than_ten_minutes_is_waited_for(tmp_path):
     """`aws ecs wait` looks a hundred times, every six seconds, and then fails."""
     (functions,) = re.findall(r"^ {7}output\(\) .*?^ {7}\}\n", README, re.MULTILINE | re.DOTALL)
-    script = f"""#!/bin/sh
+    script = """#!/bin/sh
         case "$1 $2" in
         "ecs wait") echo >> waits; test "$(wc -l < waits)" -eq 3;;
         "ecs describe-tasks") test "$(wc -l < waits)" -eq 3 && echo 0;;
