@@ -601,6 +601,29 @@ def test_actions_are_named_by_commit():
     assert [each for each in used if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}  # v[\d.]+", each)] == []
 
 
+@pytest.mark.parametrize(
+    ("run", "manifest", "built"),
+    [
+        pytest.param("1", True, True, id="the-newest"),
+        pytest.param("1", False, False, id="expired"),
+        pytest.param("", False, False, id="none-yet"),
+    ],
+)
+def test_a_pull_request_is_built_whether_or_not_main_has_left_a_manifest(tmp_path, run, manifest, built):
+    (workflow,) = documents(ROOT / ".github" / "workflows" / "ci.yml")
+    steps = [step["run"] for step in workflow["jobs"]["dbt"]["steps"] if "state" in step.get("run", "")]
+    download = "mkdir state; touch state/manifest.json" if manifest else "exit 1"
+    programs = {"gh": f'case "$2" in list) echo "{run}";; download) {download};; esac', "make": 'echo "$*"'}
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    shell = {"PATH": f"{tmp_path}:{os.defpath}"}
+    for step in steps:
+        done = subprocess.run(["bash", "-ec", step], cwd=tmp_path, env=shell, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert ("--select" in done.stdout) == built
+
+
 # Logs in Elasticsearch: Filebeat's configuration and the saved search rest on lines that the programs really write.
 
 
