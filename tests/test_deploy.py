@@ -679,6 +679,16 @@ def test_filebeat_reads_the_time_of_every_line(database):
 README = (DEPLOY / "README.md").read_text()
 
 
+def test_every_way_to_run_it_ends_with_alarms_that_notify():
+    """Without Live=yes, nobody hears of messages in the dead-letter queue, and the database can be deleted."""
+    live = [name for name, each in of_type("AWS::CloudWatch::Alarm").items() if each.get("ActionsEnabled")]
+    assert {"OldestMessageAlarm", "DeadLetterAlarm", "StorageAlarm"} <= set(live)
+    (on_aws,) = re.findall(r"^4\. \*\*Start\.\*\*(?:.*\n)+?\n", README, re.MULTILINE)
+    (on_kubernetes,) = re.findall(r"^\*\*On Kubernetes\*\*(?:.*\n)+?(?=\| policy)", README, re.MULTILINE)
+    assert "`Live=yes`" in on_kubernetes
+    assert "Live=yes`" in on_aws
+
+
 def test_a_task_of_more_than_ten_minutes_is_waited_for(tmp_path):
     """`aws ecs wait` looks a hundred times, every six seconds, and then fails."""
     (functions,) = re.findall(r"^ {7}output\(\) .*?^ {7}\}\n", README, re.MULTILINE | re.DOTALL)
