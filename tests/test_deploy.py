@@ -557,6 +557,12 @@ def test_alarms_miss_what_fails_and_hear_of_what_succeeds(database):
     assert len(missed_when_less_than_one) == len(by_schedules())
 
 
+def test_the_alarm_for_freshness_says_how_old_the_newest_message_is_then():
+    sources = (ROOT / "dbt_project" / "models" / "boundary" / "_boundary__sources.yml").read_text()
+    assert re.findall(r"error_after: (.*?\})", sources) == ["{count: 1, period: day}"]
+    assert "no message has landed for a day" in resources()["FreshnessAlarm"]["Properties"]["AlarmDescription"]
+
+
 # Environments.
 
 
@@ -689,6 +695,11 @@ def test_every_way_to_run_it_ends_with_alarms_that_notify():
     (on_kubernetes,) = re.findall(r"^\*\*On Kubernetes\*\*(?:.*\n)+?(?=\| policy)", README, re.MULTILINE)
     assert "`Live=yes`" in on_kubernetes
     assert "Live=yes`" in on_aws
+
+
+def test_it_says_how_many_connections_a_persons_login_has():
+    (limit,) = re.findall(r"\(:'login_name', .*, (\d+)\)", (DEPLOY / "bootstrap.sql").read_text())
+    assert f"as an analyst (`make login NAME=ada`), who has {limit} connections" in README
 
 
 def test_a_task_of_more_than_ten_minutes_is_waited_for(tmp_path):
