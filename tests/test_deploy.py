@@ -697,6 +697,18 @@ def test_every_way_to_run_it_ends_with_alarms_that_notify():
     assert "Live=yes`" in on_aws
 
 
+def test_it_says_which_operators_the_cluster_has_to_have():
+    own = r"([a-z]+(\.k8s\.io)?/)?v\d+"
+    kinds = {
+        document["apiVersion"]
+        for name in ("access", "secrets", "migrate", "loader", "scheduled")
+        for document in documents(DEPLOY / "kubernetes" / f"{name}.yaml")
+    }
+    assert {each for each in kinds if not re.fullmatch(own, each)} == {"keda.sh/v1alpha1", "external-secrets.io/v1"}
+    (needs,) = re.findall(r"They need Docker,\n(?:.+\n)+", README)
+    assert "KEDA (2.13 or newer), External Secrets (0.16 or newer)" in needs
+
+
 def test_it_says_how_many_connections_a_persons_login_has():
     (limit,) = re.findall(r"\(:'login_name', .*, (\d+)\)", (DEPLOY / "bootstrap.sql").read_text())
     assert f"as an analyst (`make login NAME=ada`), who has {limit} connections" in README
