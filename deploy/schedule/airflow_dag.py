@@ -1,4 +1,7 @@
-"""Airflow 3: copy this file to the folder of DAGs. MASKED_LOGINS is the project's folder, ENV_FILE its settings."""
+"""Airflow 3: copy this file to the folder of DAGs. MASKED_LOGINS is the project's folder, ENV_FILE its settings.
+
+Where Airflow's user cannot write to dbt_project/, DBT_LOG_PATH and DBT_TARGET_PATH name folders of its own.
+"""
 
 import os
 from datetime import datetime, timedelta
