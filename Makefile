@@ -2,9 +2,11 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# `make load build` is one after the other, also where MAKEFLAGS has -j.
+.NOTPARALLEL:
 .PHONY: help install demo test up down env send bootstrap login load migrate build docs report status doctor redrive bench \
     freshness lint clean compose-test requirements sbom rotate-key reveal approve forget leakcheck chaos attest contract \
-    purge bench-dbt
+    purge bench-dbt .writable
 
 PYTHON ?= python3
 # not ?=, because make itself sets AS, the assembler
@@ -67,6 +69,14 @@ endef
 .env: ; $(new_env_file)
 %.env: ; $(new_env_file)
 
+# dbt ends without a word where it cannot write, as in a checkout in which somebody else has run it before.
+.writable:
+	@for each in "$${DBT_LOG_PATH:-dbt_project/logs}" "$${DBT_TARGET_PATH:-dbt_project/target}"; do \
+	    mkdir -p "$$each" 2>/dev/null && test -z "$$(find "$$each" ! -writable 2>/dev/null)" || { \
+	        echo "dbt cannot write to $$each: act as its owner, or set DBT_LOG_PATH and DBT_TARGET_PATH" >&2; exit 1; \
+	    }; \
+	done
+
 # Each of these works as the login given here: on the servers in the file ENV_FILE, or else on those that PGHOST and AWS_*
 # name (as PGUSER), or else on the local ones.
 
@@ -76,16 +86,16 @@ bootstrap: install  ## create database, roles and logins on a server of yours, o
 login: install  ## create a login for a person, or set a new password (NAME=ada ROLE=analyst)
 	@$(LOCAL) login $(if $(ROLE),--role "$$ROLE") -- "$$NAME"
 
-migrate: install  ## apply migrations/ and deploy the boundary
+migrate: install .writable  ## apply migrations/ and deploy the boundary
 	@$(LOCAL) run --as migrator -- $(BIN)/python -m migrations
 
 load: install  ## load messages from the queue into raw.sqs_messages (ARGS='--help' for more)
 	@$(LOCAL) run --as loader_user -- $(BIN)/python -m loader load $(ARGS)
 
-build: install  ## mask, build and test with dbt (ARGS='--full-refresh' to start over)
+build: install .writable  ## mask, build and test with dbt (ARGS='--full-refresh' to start over)
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt build $(PROJECT) $(ARGS)
 
-docs: install  ## write the documentation of every table and column, as one HTML file
+docs: install .writable  ## write the documentation of every table and column, as one HTML file
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet docs generate --static $(PROJECT)
 	@echo dbt_project/target/static_index.html
 
@@ -109,7 +119,7 @@ leakcheck: install  ## run everything with maximum logging, then search everywhe
 chaos: install  ## kill, freeze and cut everything at random, then check that nothing is lost (ARGS='--seed 7 --minutes 10')
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-rotate-key: install  ## rotate the masking keys; run it again if interrupted (IMPORT=1: keys on stdin)
+rotate-key: install .writable  ## rotate the masking keys; run it again if interrupted (IMPORT=1: keys on stdin)
 	@$(LOCAL) run --as migrator -- $(PRIVACY) rotate-key $(if $(IMPORT),--import)
 	@$(LOCAL) run --as migrator -- $(BIN)/python -m migrations
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet run-operation carry_tokens_over $(PROJECT)
@@ -122,7 +132,7 @@ reveal: install  ## recover the original of a token, audited (TOKEN=…, or its 
 approve: install  ## approve another officer's recovery (REQUEST=…)
 	@$(LOCAL) run --as privacy_officer_user -- $(PRIVACY) approve "$$REQUEST"
 
-forget: install  ## erase a person (USER_ID=… REASON=…)
+forget: install .writable  ## erase a person (USER_ID=… REASON=…)
 	@$(LOCAL) run --as privacy_officer_user -- $(PRIVACY) forget --user-id "$$USER_ID" --reason "$$REASON"
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet run $(PROJECT)
 
@@ -141,7 +151,7 @@ bench: install  ## measure throughput on this machine
 bench-dbt: install  ## measure dbt: full refresh, increments, start (ARGS='--messages 100000' for a quick one)
 	@$(BIN)/python -m benchmarks.dbt $(ARGS)
 
-freshness: install  ## fail if nothing has landed for too long
+freshness: install .writable  ## fail if nothing has landed for too long
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet source freshness $(PROJECT)
 
 # In an environment of their own: one of them brings a package that would make every start of dbt half again as long.

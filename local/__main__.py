@@ -153,11 +153,16 @@ def run_demo(count: int) -> None:
 
 def _environment(login: str) -> dict[str, str]:
     """The servers of ENV_FILE, or those that PG* name, or else the local ones as this login."""
-    local = stack.environment(login)
+    try:
+        local = stack.environment(login)
+    except StackError:  # another user's, so that nothing in this shell leads to it
+        if not (env_file or _names_a_server()):
+            raise
+        local = {}
     if env_file:
         # What a shell has kept of `make env` leads to the local stack.
         return _on_own_servers(login, {name: value for name, value in os.environ.items() if local.get(name) != value})
-    is_local = all(os.environ.get(name) == local[name] for name in ("PGHOST", "PGPORT"))
+    is_local = local and all(os.environ.get(name) == local[name] for name in ("PGHOST", "PGPORT"))
     if _names_a_server() and not is_local:
         return dict(os.environ)
     _must_run()

@@ -11,7 +11,8 @@ from local.processes import StackError
 
 SUPERUSER = "postgres"
 DATABASE = "logins"  # that bootstrap.sql creates, unless PGDATABASE names another
-# What shells, Docker Compose and systemd read alike; so no $ and no backslash, but in single quotes.
+# What shells and Docker Compose read alike; so no $ and no backslash, but in single quotes. (systemd takes less of it:
+# deploy/schedule/masked-logins-loader.service.)
 LINE = re.compile(r"""(?:export\s+)?([A-Za-z_]\w*)=((?:'[^']*'|"[^"$`\\]*"|[^\s'"$`\\;&|<>()~])*)(?:\s+#.*)?""")
 QUOTED = re.compile(r"""'([^']*)'|"([^"]*)"|([^'"]+)""")
 UNCHANGED = "choose-one"  # what .env.example has in place of a password

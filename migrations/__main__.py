@@ -42,6 +42,11 @@ OLD_DATABASE = (
     "database: deploy/README.md, Move data from an earlier version."
 )
 
+NEWER_DATABASE = (
+    "The database {database} was migrated by a newer release than this one, and cannot go back: run `make migrate` of "
+    "that release, or a newer one."
+)
+
 OTHER_BACKSLASHES = (
     "standard_conforming_strings is off, so a backslash in a regular expression would mean something else. "
     "As superuser: alter database {database} reset standard_conforming_strings; "
@@ -120,9 +125,13 @@ def database_url() -> str:
         version, encoding, has_plain_backslashes, may_create, is_migrated = cursor.fetchone()
         if may_create and is_migrated:
             ours = [file.name.partition("_")[0] for file in (ROOT / "migrations").glob("*.sql")]
-            cursor.execute("select exists (select from migrations.applied where version <> all(%s))", (ours,))
-            if cursor.fetchone() == (True,):
-                fail(5, OLD_DATABASE.format(database=connection.info.dbname))
+            cursor.execute(
+                "select to_regclass('migrations.routines') is null from migrations.applied where version <> all(%s)",
+                (ours,),
+            )
+            if unknown := cursor.fetchall():
+                is_old = unknown[0] == (True,)
+                fail(5, (OLD_DATABASE if is_old else NEWER_DATABASE).format(database=connection.info.dbname))
         cursor.execute(FOREIGN_ROLES, (list(ROLES),))
         foreign = [role for (role,) in cursor.fetchall()]
     info = connection.info

@@ -156,6 +156,18 @@ def test_the_server_goes_back_to_a_moment():
                 account.run(programs / "pg_ctl", "stop", "--mode=immediate", f"--pgdata={data}")
 
 
+def test_a_server_that_is_there_is_not_recovered_into(tmp_path):
+    """The copy would be a folder inside its own, and the server itself would begin to replay the log."""
+    for folder in ("base", "data"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "PG_VERSION").touch()
+    variables = {"PATH": os.defpath, "BACKUP": str(tmp_path), "PGDATA": str(tmp_path / "data"), "MOMENT": "x"}
+    *steps, start = [command for command, _ in commands("commands: recover")]
+    assert start.startswith("pg_ctl start")
+    subprocess.run(["sh"], input="\n".join(steps), env=variables, capture_output=True, text=True)
+    assert not {"base", "recovery.signal"} & {each.name for each in (tmp_path / "data").iterdir()}
+
+
 def as_postgres(account, name: str, programs: Path, variables: dict[str, str]) -> None:
     """As the operating system's user who runs PostgreSQL."""
     for command, _ in commands(f"commands: {name}"):

@@ -231,6 +231,17 @@ def commands():
     yield "Dockerfile", json.loads(command)
 
 
+def test_the_images_user_can_read_what_somebody_built_who_shares_no_files(tmp_path):
+    copied = tmp_path / "app" / "deploy" / "aws"
+    copied.mkdir(mode=0o700, parents=True)
+    (copied / "rds-ca.pem").touch(mode=0o600)
+    (copied.parent / "run").touch(mode=0o700)
+    for command in re.findall(r"^RUN (.* /app)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE):
+        subprocess.run(["sh", "-c", command.replace("/app", str(tmp_path / "app"))], check=True)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (copied, copied / "rds-ca.pem", copied.parent / "run")}
+    assert modes == {"aws": 0o755, "rds-ca.pem": 0o644, "run": 0o755}
+
+
 LOADERS = [(where, command[3:]) for where, command in commands() if command[:3] == ["python", "-m", "loader"]]
 
 
@@ -362,19 +373,41 @@ def test_the_bootstrap_task_sets_the_password_of_every_login_that_has_a_secret()
 
 
 def test_dbt_that_follows_takes_the_place_of_its_build_by_the_clock(tmp_path):
-    if not shutil.which("kubectl"):
-        pytest.skip("there is no kubectl here")
-    shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes")
-    main = tmp_path / "kubernetes" / "kustomization.yaml"
+    main = shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes") / "kustomization.yaml"
     (line,) = re.findall(r"^# +(components: .*)$", (main.parent / "follow" / "kustomization.yaml").read_text(), re.M)
     main.write_text(f"{main.read_text()}\n{line}\n")
-    built = subprocess.run(["kubectl", "kustomize", main.parent], capture_output=True, text=True, check=True).stdout
-    made = {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(built)}
-    assert ("CronJob", "dbt-build") not in made
+    made = built(main.parent)
+    # in a cluster that has the CronJob, `kubectl apply` stops it; one that were only left out would go on
+    assert made["CronJob", "dbt-build"]["spec"]["suspend"] is True
+    assert "suspend" not in made["CronJob", "dbt-freshness"]["spec"]
     (usual,) = made["CronJob", "dbt-freshness"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     (container,) = made["Deployment", "dbt-follow"]["spec"]["template"]["spec"]["containers"]
     same = ("image", "envFrom", "securityContext", "volumeMounts")
     assert [container[key] for key in same] == [usual[key] for key in same]
+
+
+def built(folder: Path) -> dict[tuple[str, str], dict]:
+    if not shutil.which("kubectl"):
+        pytest.skip("there is no kubectl here")
+    made = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True).stdout
+    return {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(made)}
+
+
+def test_an_environment_has_the_logins_of_its_own_stack_and_reaches_its_own_database(tmp_path):
+    main = shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes") / "kustomization.yaml"
+    text = main.read_text().replace("stack=masked-logins ", "stack=masked-logins-test ")
+    main.write_text(text.replace("database_network=10.0.0.0/8 ", "database_network=192.168.0.0/16 "))
+    made = built(main.parent)
+    keys = {
+        each["remoteRef"]["key"]
+        for (kind, _), document in made.items()
+        if kind == "ExternalSecret"
+        for each in document["spec"]["data"]
+    }
+    secrets = of_type("AWS::SecretsManager::Secret").values()
+    assert keys == {each["Name"].replace("${AWS::StackName}", "masked-logins-test") for each in secrets}
+    _, database = made["NetworkPolicy", "names-and-the-database"]["spec"]["egress"]
+    assert database["to"] == [{"ipBlock": {"cidr": "192.168.0.0/16"}}]
 
 
 # A release: the migration has run before a new loader starts.
@@ -390,6 +423,21 @@ def test_kubernetes_applies_everything_but_the_programs_first():
     assert {"Namespace", "ExternalSecret", "Job"} <= set(first)
     assert not {"Deployment", "CronJob", "ScaledObject"} & set(first)
     assert {"Deployment", "CronJob", "ScaledObject"} <= set(second)
+
+
+def release() -> list[str]:
+    """The commands of a release, as somebody pastes them."""
+    return re.findall(r"^#   (kubectl .*)$", (DEPLOY / "kubernetes" / "kustomization.yaml").read_text(), re.M)
+
+
+@pytest.mark.parametrize("failing", [None, "--selector", "jsonpath", "condition=complete"])
+def test_pasted_commands_start_no_program_before_its_migration(tmp_path, failing):
+    """A shell goes on with the next line, whatever became of the one before."""
+    (tmp_path / "kubectl").write_text(f'#!/bin/sh\necho "$*"\ncase "$*" in *{failing}*) exit 1; esac\n')
+    (tmp_path / "kubectl").chmod(0o755)
+    shell = {"PATH": f"{tmp_path}:{os.defpath}"}
+    done = subprocess.run(["sh"], input="\n".join(release()), env=shell, capture_output=True, text=True)
+    assert ("apply -k deploy/kubernetes" in done.stdout.splitlines()) == (failing is None)
 
 
 class Kubernetes(BaseHTTPRequestHandler):
@@ -441,14 +489,12 @@ class Kubernetes(BaseHTTPRequestHandler):
 def test_waiting_for_the_migration_ends_when_it_fails_too(tmp_path, monkeypatch, conditions, ends_well):
     if not shutil.which("kubectl"):
         pytest.skip("there is no kubectl here")
-    commands = re.findall(
-        r"^#   (kubectl .* wait .*)$", (DEPLOY / "kubernetes" / "kustomization.yaml").read_text(), re.M
-    )
+    waits = [command for command in release() if " wait " in command]
     monkeypatch.setattr(Kubernetes, "conditions", conditions)
     with ThreadingHTTPServer(("127.0.0.1", 0), Kubernetes) as server:
         threading.Thread(target=server.serve_forever).start()
         client = f"kubectl --server=http://127.0.0.1:{server.server_port} --cache-dir={tmp_path}"
-        script = " && ".join(commands).replace("kubectl", client).replace("--timeout=30s", "--timeout=1s")
+        script = "\n".join(waits).removesuffix("&&").replace("kubectl", client).replace("--timeout=30s", "--timeout=1s")
         try:
             done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=20)
         finally:
@@ -511,6 +557,12 @@ def test_alarms_miss_what_fails_and_hear_of_what_succeeds(database):
     assert len(missed_when_less_than_one) == len(by_schedules())
 
 
+def test_the_alarm_for_freshness_says_how_old_the_newest_message_is_then():
+    sources = (ROOT / "dbt_project" / "models" / "boundary" / "_boundary__sources.yml").read_text()
+    assert re.findall(r"error_after: (.*?\})", sources) == ["{count: 1, period: day}"]
+    assert "no message has landed for a day" in resources()["FreshnessAlarm"]["Properties"]["AlarmDescription"]
+
+
 # Environments.
 
 
@@ -555,6 +607,29 @@ def test_actions_are_named_by_commit():
     used = re.findall(r"uses: (.+)$", workflow, re.MULTILINE)
     assert used
     assert [each for each in used if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}  # v[\d.]+", each)] == []
+
+
+@pytest.mark.parametrize(
+    ("run", "manifest", "built"),
+    [
+        pytest.param("1", True, True, id="the-newest"),
+        pytest.param("1", False, False, id="expired"),
+        pytest.param("", False, False, id="none-yet"),
+    ],
+)
+def test_a_pull_request_is_built_whether_or_not_main_has_left_a_manifest(tmp_path, run, manifest, built):
+    (workflow,) = documents(ROOT / ".github" / "workflows" / "ci.yml")
+    steps = [step["run"] for step in workflow["jobs"]["dbt"]["steps"] if "state" in step.get("run", "")]
+    download = "mkdir state; touch state/manifest.json" if manifest else "exit 1"
+    programs = {"gh": f'case "$2" in list) echo "{run}";; download) {download};; esac', "make": 'echo "$*"'}
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    shell = {"PATH": f"{tmp_path}:{os.defpath}"}
+    for step in steps:
+        done = subprocess.run(["bash", "-ec", step], cwd=tmp_path, env=shell, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert ("--select" in done.stdout) == built
 
 
 # Logs in Elasticsearch: Filebeat's configuration and the saved search rest on lines that the programs really write.
@@ -610,6 +685,49 @@ def test_filebeat_reads_the_time_of_every_line(database):
 # What deploy/README.md gives to other tools.
 
 README = (DEPLOY / "README.md").read_text()
+
+
+def test_every_way_to_run_it_ends_with_alarms_that_notify():
+    """Without Live=yes, nobody hears of messages in the dead-letter queue, and the database can be deleted."""
+    live = [name for name, each in of_type("AWS::CloudWatch::Alarm").items() if each.get("ActionsEnabled")]
+    assert {"OldestMessageAlarm", "DeadLetterAlarm", "StorageAlarm"} <= set(live)
+    (on_aws,) = re.findall(r"^4\. \*\*Start\.\*\*(?:.*\n)+?\n", README, re.MULTILINE)
+    (on_kubernetes,) = re.findall(r"^\*\*On Kubernetes\*\*(?:.*\n)+?(?=\| policy)", README, re.MULTILINE)
+    assert "`Live=yes`" in on_kubernetes
+    assert "Live=yes`" in on_aws
+
+
+def test_it_says_which_operators_the_cluster_has_to_have():
+    own = r"([a-z]+(\.k8s\.io)?/)?v\d+"
+    kinds = {
+        document["apiVersion"]
+        for name in ("access", "secrets", "migrate", "loader", "scheduled")
+        for document in documents(DEPLOY / "kubernetes" / f"{name}.yaml")
+    }
+    assert {each for each in kinds if not re.fullmatch(own, each)} == {"keda.sh/v1alpha1", "external-secrets.io/v1"}
+    (needs,) = re.findall(r"They need Docker,\n(?:.+\n)+", README)
+    assert "KEDA (2.13 or newer), External Secrets (0.16 or newer)" in needs
+
+
+def test_it_says_how_many_connections_a_persons_login_has():
+    (limit,) = re.findall(r"\(:'login_name', .*, (\d+)\)", (DEPLOY / "bootstrap.sql").read_text())
+    assert f"as an analyst (`make login NAME=ada`), who has {limit} connections" in README
+
+
+def test_a_task_of_more_than_ten_minutes_is_waited_for(tmp_path):
+    """`aws ecs wait` looks a hundred times, every six seconds, and then fails."""
+    (functions,) = re.findall(r"^ {7}output\(\) .*?^ {7}\}\n", README, re.MULTILINE | re.DOTALL)
+    script = """#!/bin/sh
+        case "$1 $2" in
+        "ecs wait") echo >> waits; test "$(wc -l < waits)" -eq 3;;
+        "ecs describe-tasks") test "$(wc -l < waits)" -eq 3 && echo 0;;
+        *) echo id;;
+        esac"""
+    (tmp_path / "aws").write_text(script)
+    (tmp_path / "aws").chmod(0o755)
+    shell = {"PATH": f"{tmp_path}:{os.defpath}"}
+    done = subprocess.run(["sh", "-c", f"{functions}run MigrateTask"], cwd=tmp_path, env=shell, capture_output=True)
+    assert done.stdout == b"0\n"
 
 
 def test_a_login_of_vaults_can_do_what_its_role_may(database, queue):

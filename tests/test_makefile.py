@@ -1,11 +1,14 @@
 """The Makefile: every target is in the help, and what a fresh machine lacks is reported with its remedy."""
 
+import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from local.stack import NO_CAPABILITIES
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,6 +83,39 @@ def test_each_command_of_the_loader_has_a_target_that_takes_its_options(command)
 def test_stopping_what_never_ran_installs_nothing(fresh, target):
     assert make(target, folder=fresh).returncode == 0
     assert not (fresh / ".venv").exists()
+
+
+def test_targets_run_one_after_the_other_also_with_j(fresh):
+    """Many have -j in MAKEFLAGS. dbt would build what has not landed yet."""
+    (fresh / ".venv" / "bin").mkdir(parents=True)
+    (fresh / ".venv" / "installed").touch()
+    python = fresh / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "begin $*"; sleep 0.2; echo "end $*"\n')
+    python.chmod(0o755)
+    begun, ended, *_ = make("-j4", "load", "build", folder=fresh).stdout.splitlines()
+    assert (begun.split()[0], ended) == ("begin", begun.replace("begin", "end", 1))
+
+
+@pytest.mark.parametrize("others", ["", "logs", "logs/dbt.log", "target"])
+def test_dbt_says_where_it_cannot_write(fresh, others):
+    """As Airflow's user, or after somebody has run the demo as root. dbt itself would print nothing."""
+    (fresh / ".venv" / "bin").mkdir(parents=True)
+    (fresh / ".venv" / "installed").touch()
+    (fresh / ".venv" / "bin" / "python").symlink_to("/bin/true")
+    for folder in ("logs", "target") if others else ():
+        (fresh / "dbt_project" / folder).mkdir(parents=True)
+    path = fresh / "dbt_project" / others
+    path.touch(mode=0o400) if path.suffix else path.mkdir(exist_ok=True)
+    path.chmod(0o500)
+
+    def build(**settings):
+        command = [*NO_CAPABILITIES, "make", "-s", "build"]
+        return subprocess.run(command, cwd=fresh, env=os.environ | settings, capture_output=True, text=True)
+
+    result = build()
+    assert result.returncode == 2
+    assert f"dbt cannot write to dbt_project/{others.split('/')[0]}" in result.stderr
+    assert build(DBT_LOG_PATH=str(fresh / "of mine"), DBT_TARGET_PATH=str(fresh / "too")).returncode == 0
 
 
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "deploy/requirements-lint.txt")

@@ -185,12 +185,22 @@ def test_a_file_that_cannot_be_applied_changes_nothing(database, monkeypatch, tm
 
 
 def test_a_database_of_earlier_migrations_is_told_how_to_move(database):
-    query(database, "insert into migrations.applied values ('0014_citus') returning 1", login="migrator")
+    earlier = "drop table migrations.routines; insert into migrations.applied values ('0014') returning 1"
+    query(database, earlier, login="migrator")
     result = run_migrations(database.env("migrator"))
     assert result.returncode == 5
     [sentence] = result.stderr.splitlines()
     assert sentence.startswith(f"The database {database.name} was made by an earlier set of migrations")
     assert sentence.endswith("deploy/README.md, Move data from an earlier version.")
+
+
+def test_a_database_of_a_newer_release_is_not_taken_for_one_of_an_earlier(database):
+    """As after a rollback, or from a checkout that was not updated: its data need not move anywhere."""
+    query(database, "insert into migrations.applied values ('0999') returning 1", login="migrator")
+    result = run_migrations(database.env("migrator"))
+    assert result.returncode == 5
+    [sentence] = result.stderr.splitlines()
+    assert sentence.startswith(f"The database {database.name} was migrated by a newer release than this one")
 
 
 def test_each_database_makes_keys_of_its_own(stack, database):

@@ -11,7 +11,7 @@ import pytest
 from local import queues, settings
 from local.events import generate
 from local.processes import StackError
-from local.stack import LOGINS, SUPERUSER
+from local.stack import LOGINS, NO_CAPABILITIES, SUPERUSER
 from tests.instructions import block, checkout
 
 ROOT = Path(__file__).parents[1]
@@ -234,3 +234,15 @@ def test_made_up_messages_are_not_sent_to_aws(file):
 def test_a_server_that_is_named_by_a_service_is_not_taken_for_the_local_one(tmp_path):
     asked = ["run", "--as", "loader_user", "--", "sh", "-c", "echo $PGSERVICE"]
     assert local(*asked, PGSERVICE="prod", LOCAL_STATE=str(tmp_path)).stdout == "prod\n"
+
+
+@pytest.mark.parametrize("named", ["ENV_FILE", "PGHOST"])
+def test_servers_of_ones_own_are_reached_where_somebody_else_has_a_local_stack(tmp_path, file, named):
+    """As cron's user does, where root has tried the demo."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "stack.json").touch(mode=0)
+    server = {named: str(file(OWN)) if named == "ENV_FILE" else "db.example.com"}
+    command = [*NO_CAPABILITIES, sys.executable, "-m", "local", "run", "--as", "loader_user", "--", "sh", "-c"]
+    environment = os.environ | server | {"LOCAL_STATE": str(tmp_path / "state")}
+    done = subprocess.run([*command, "echo $PGHOST"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("db.example.com\n", "")

@@ -3,6 +3,7 @@
 Airflow and Dagster are loaded where they are installed, which they are not by the project's requirements.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,7 +67,7 @@ def jobs() -> list[str]:
 
 
 def test_cron_runs_targets_that_exist_and_has_no_percent_sign_which_it_would_cut_at():
-    named = re.findall(r"make -s -C /opt/masked-logins ([a-z ]+?)(?: ARGS=--record)? 2>&1", " ".join(jobs()))
+    named = re.findall(r"make -s (?:-k )?-C /opt/masked-logins ([a-z ]+?)(?: ARGS=--record)? 2>&1", " ".join(jobs()))
     assert [each.split() for each in named] == [["load", "build"], ["status"], ["purge"], ["attest"]]
     assert {target for each in named for target in each.split()} <= TARGETS
     assert "%" not in " ".join(jobs())
@@ -94,6 +96,43 @@ def test_cron_mails_only_what_failed(tmp_path, status, said, mailed):
     environment = {"PATH": f"{tmp_path}:{os.defpath}"}
     done = subprocess.run(["sh", "-c", job], env=environment, capture_output=True, text=True)
     assert done.stdout == mailed
+
+
+def test_dbt_builds_what_has_landed_even_if_a_load_fails(tmp_path):
+    """One message that PostgreSQL refuses, and each load until the dead-letter queue has it ends with 10."""
+    (tmp_path / "Makefile").write_text("load:\n\t@echo refused; exit 10\nbuild:\n\t@echo built > built\n")
+    job = jobs()[0].replace("/var/lib/masked-logins/lock", str(tmp_path / "lock"))
+    job = job.replace("/opt/masked-logins", str(tmp_path))
+    done = subprocess.run(["sh", "-c", job], capture_output=True, text=True)
+    assert (tmp_path / "built").exists()
+    assert "refused" in done.stdout
+
+
+def test_airflow_builds_what_has_landed_even_if_a_load_fails_and_says_so(monkeypatch):
+    """Airflow's own classes are played: which tasks wait for which, and for what."""
+    tasks = {}
+
+    class Task(SimpleNamespace):
+        def __init__(self, task_id, trigger_rule="all_success", **_):
+            super().__init__(id=task_id, rule=trigger_rule, after=set())
+            tasks[task_id] = self
+
+        def __rshift__(self, other):
+            other.after.add(self.id)
+            return other
+
+        def __lshift__(self, other):
+            self.after.add(other.id)
+            return other
+
+    operators = SimpleNamespace(BashOperator=Task)
+    sdk = SimpleNamespace(DAG=lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setitem(sys.modules, "airflow.providers.standard.operators.bash", operators)
+    monkeypatch.setitem(sys.modules, "airflow.sdk", sdk)
+    load("airflow_dag")
+    assert (tasks["build"].after, tasks["build"].rule) == ({"load"}, "all_done")
+    # the last task says how a run has ended
+    assert (tasks["status"].after, tasks["status"].rule) == ({"load", "build"}, "all_success")
 
 
 @pytest.mark.parametrize("name", ["airflow_dag", "dagster_definitions"])

@@ -1,5 +1,8 @@
 """Dagster: `dagster dev -f deploy/schedule/dagster_definitions.py`. MASKED_LOGINS is the project's folder, ENV_FILE its
-settings."""
+settings.
+
+Where Dagster's user cannot write to dbt_project/, DBT_LOG_PATH and DBT_TARGET_PATH name folders of its own.
+"""
 
 import os
 import subprocess
