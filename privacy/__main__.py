@@ -1,6 +1,7 @@
 """python -m privacy: rotates keys, recovers originals, erases persons and what is old. PG* name the database."""
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -61,12 +62,12 @@ def rotate_key(imported: bool) -> None:
         declared = _kinds(cursor)
     new_keys = _read_keys(sys.stdin or io.StringIO(), declared) if imported else None
     with _transaction("masker") as cursor:
+        cursor.execute("lock table masking.keys in share row exclusive mode")  # of two at once, one makes keys
         if _scalar(cursor, "select rotation_is_open from raw.pipeline_state"):
             if imported:
                 raise click.ClickException("A rotation is open: finish it without new keys first.")
             click.echo(f"Continuing the rotation to key {_scalar(cursor, 'select masking.key_version()')}.")
             return
-        cursor.execute("lock table masking.keys in share row exclusive mode")
         version = _scalar(cursor, "select masking.key_version()") + 1
         kinds = _kinds(cursor)
         if imported and kinds != declared:
@@ -145,8 +146,10 @@ def reveal(token: str | None, reason: str | None, request: int | None) -> None:
         originals = cursor.fetchall()
     if not originals:
         raise click.ClickException("There is no original behind this token: unknown, forgotten, or never sealed.")
+    # Its input is the sealed original, so gpg is told the terminal on which to ask for the passphrase.
+    env = ({"GPG_TTY": os.ttyname(0)} if sys.stdin and sys.stdin.isatty() else {}) | os.environ
     for kind, sealed in originals:
-        opened = subprocess.run([gpg, "--quiet", "--decrypt"], input=sealed, stdout=subprocess.PIPE, text=True)
+        opened = subprocess.run([gpg, "--quiet", "--decrypt"], input=sealed, stdout=subprocess.PIPE, text=True, env=env)
         if opened.returncode:
             raise click.ClickException("gpg could not open it; is the private key in this keyring?")
         click.echo(f"{kind} {visible(opened.stdout)}")

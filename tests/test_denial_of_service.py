@@ -182,6 +182,15 @@ def test_an_erasure_does_not_wait_for_ever_for_who_seals(database, tmp_path):
             as_officer(database, f"set statement_timeout = '10s'; select privacy.forget_user('u9', '{REASON}')")
 
 
+def test_a_rule_about_two_persons_does_not_wait_for_ever_for_an_officer(database):
+    [(definition,)] = as_superuser(database, "select pg_get_functiondef('privacy.require_two_persons'::regproc)")
+    as_superuser(database, definition.replace("'1min'", "'100ms'") + "; select 1")
+    with contextlib.closing(database.connect("privacy_officer_user")) as officer:
+        officer.cursor().execute(f"select privacy.find_tokens('abcdef', '{REASON}')")
+        with pytest.raises(psycopg2.errors.LockNotAvailable):
+            as_superuser(database, "set statement_timeout = '10s'; select privacy.require_two_persons(true)")
+
+
 # Who stops whom as long as a transaction is open; PRIVACY.md says so.
 ERASE = f"select privacy.forget_user('u9', '{REASON}')"
 LOAD = "insert into raw.sqs_messages (message_id, queue, body, load_id) select 'x', 'q', 'b', raw.current_load_id()"

@@ -90,6 +90,12 @@ def test_a_key_that_is_not_armored_is_said_to_be_so(database, tmp_path, key):
     assert done.stderr == "Error: This is no armored key: export it with gpg --armor --export, as it is.\n"
 
 
+def test_a_text_that_is_no_key_is_said_to_be_none(database, tmp_path):
+    (tmp_path / "officer.asc").write_text("gpg: WARNING: nothing exported\n")
+    done = privacy(database, "seal-with", str(tmp_path / "officer.asc"))
+    assert (done.returncode, done.stderr) == (16, "Refused by PostgreSQL: not an armored OpenPGP public key.\n")
+
+
 def test_output_that_cannot_be_written_is_one_sentence(database):
     shell = ["bash", "-c", f"{sys.executable} -m privacy attest --print-contract > /dev/full"]
     done = subprocess.run(shell, env=database.env("monitor_user"), capture_output=True, text=True)

@@ -8,6 +8,7 @@ import json
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 
@@ -18,6 +19,7 @@ import pytest
 from privacy.__main__ import rotate_key
 from tests.conftest import nodes, on_citus_too, run_migrations
 from tests.instructions import checkout, follow
+from tests.loading import until
 from tests.officer import Officer, as_superuser, as_transformer, forget, privacy
 from tests.pipeline import dbt, land, query
 
@@ -150,6 +152,18 @@ def test_an_interrupted_rotation_mixes_nothing_and_is_resumed(database):
     dbt(database, "build")
     assert versions(database) == {table: [2] for table in TABLES}
     assert query(database, "select count(*) from analytics.user_logins") == [(7,)]
+
+
+def test_of_two_rotations_at_once_one_makes_keys(database):
+    """As when two hear of a stolen key."""
+    waiting = "select 1 from pg_locks where relation = 'masking.keys'::regclass and not granted"
+    with closing(database.connect("postgres")) as holder, ThreadPoolExecutor() as threads:
+        holder.cursor().execute("lock table masking.keys in share row exclusive mode")
+        both = [threads.submit(privacy, database, "rotate-key") for _ in range(2)]
+        until(lambda: len(as_superuser(database, waiting)) == 2)
+        holder.rollback()
+        said = sorted(each.result().stdout for each in both)
+    assert said == ["Continuing the rotation to key 2.\n", "Key 2 is made.\n"]
 
 
 def test_an_erasure_during_a_rotation_leaves_no_original(database, tmp_path):

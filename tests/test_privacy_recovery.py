@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg2
 import psycopg2.errors
 import pytest
-from pysequoia import CipherSuite, Tsk
+from pysequoia import ArmorKind, CipherSuite, Tsk, armor
 
 from tests.conftest import administration, on_citus_too
 from tests.instructions import ROOT, blocks, checkout, run
@@ -82,6 +83,18 @@ def test_of_two_who_fetch_one_original_at_once_one_gets_it(sealed):
         as_officer(sealed, fetch, request)
 
 
+def test_a_transaction_that_sees_the_past_fetches_nothing(sealed):
+    """There, neither a new rule about two persons nor what was handed out meanwhile would count."""
+    [(request,)] = as_officer(sealed, "select privacy.request_recovery(%s, %s)", token(sealed, "m0"), REASON)
+    fetch = "select * from privacy.sealed_original(%s)"
+    past = "-c default_transaction_isolation=repeatable\\ read"
+    with contextlib.closing(sealed.connect("privacy_officer_user", options=past)) as other, other.cursor() as cursor:
+        cursor.execute("select from privacy.audit")
+        assert len(as_officer(sealed, fetch, request)) == 1
+        with pytest.raises(psycopg2.errors.RaiseException, match="READ COMMITTED is needed"):
+            cursor.execute(fetch, [request])
+
+
 def test_each_token_is_sealed_once(sealed):
     assert as_superuser(sealed, "select kind, count(*) from privacy.originals group by kind order by kind") == [
         ("device_id", 2),
@@ -99,6 +112,21 @@ def test_gnupg_opens_it_too(sealed, officer, tmp_path):
     done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)
     subprocess.run(["gpgconf", "--kill", "all"], env=env)
     assert done.stdout == "ip 203.0.113.9\n", done.stderr
+
+
+def test_gpg_can_ask_for_the_passphrase_on_the_terminal(sealed, tmp_path):
+    """Its input is the sealed original, so it does not know the terminal unless it is told."""
+    (tmp_path / "gpg").write_text('#!/bin/sh\ncat > /dev/null; printf %s "$GPG_TTY"\n')
+    (tmp_path / "gpg").chmod(0o700)
+    terminal, ours = pty.openpty()
+    command = [sys.executable, "-m", "privacy", "reveal", "--token", token(sealed, "m0"), "--reason", REASON]
+    env = sealed.env("privacy_officer_user")
+    env["PATH"] = f"{tmp_path}{os.pathsep}{env['PATH']}"
+    env.pop("GPG_TTY", None)
+    done = subprocess.run(command, stdin=ours, env=env, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == (f"ip {os.ttyname(ours)}\n", 0), done.stderr
+    os.close(terminal)
+    os.close(ours)
 
 
 @pytest.mark.skipif(not shutil.which("gpg"), reason="no GnuPG here: apt install gnupg")
@@ -262,8 +290,16 @@ def test_an_original_is_handed_out_once_a_request_and_to_who_asked(sealed, two_o
 
 @pytest.mark.parametrize(
     ("token", "reason"),
-    [("203.0.113.9", REASON), (None, REASON), ("0" * 63, REASON), ("0" * 64, None), ("0" * 64, "because  ")],
-    ids=["no-token", "null", "short", "no-reason", "no-real-reason"],
+    [
+        ("203.0.113.9", REASON),
+        (None, REASON),
+        ("0" * 63, REASON),
+        ("0" * 64, None),
+        ("0" * 64, "because  "),
+        ("0" * 64, "\n" * 10),
+        ("0" * 64, "a \t      \n b"),
+    ],
+    ids=["no-token", "null", "short", "no-reason", "no-real-reason", "blank", "nearly-blank"],
 )
 def test_a_request_names_a_token_and_a_reason(sealed, token, reason):
     with pytest.raises(psycopg2.errors.RaiseException):
@@ -290,8 +326,18 @@ def test_a_private_key_is_not_let_in(database, officer, tmp_path):
 def test_a_key_that_pgcrypto_cannot_encrypt_to_is_refused(database, tmp_path):
     key = tmp_path / "key.asc"
     key.write_text(str(Tsk.generate("x", cipher_suite=CipherSuite.Cv25519).extract_certificate()))
-    assert "Refused" in privacy(database, "seal-with", str(key)).stderr
+    said = privacy(database, "seal-with", str(key)).stderr
+    assert "pgcrypto cannot encrypt to this key (Unknown public-key encryption algorithm)" in said
     assert as_superuser(database, "select count(*) from privacy.public_keys") == [(0,)]
+
+
+def test_two_keys_in_one_file_are_said_to_be_two(database, officer, tmp_path):
+    """As gpg exports them by a name that the next officer's key has as well."""
+    both = tmp_path / "both.asc"
+    keys = [bytes(Tsk.from_file(str(each.private_key)).extract_certificate()) for each in (officer, Officer(tmp_path))]
+    both.write_text(armor(b"".join(keys), ArmorKind.PublicKey))
+    said = privacy(database, "seal-with", str(both)).stderr
+    assert "pgcrypto cannot encrypt to this key (Several keys given" in said
 
 
 def test_a_key_that_comes_later_seals_what_is_in_raw_and_a_rotation_keeps_old_tokens_good(database, officer):

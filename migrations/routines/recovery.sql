@@ -37,14 +37,15 @@ end $$;
 create or replace function privacy.require_reason(reason text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    if length(btrim(reason)) < 10 is not false then
+    if length(btrim(regexp_replace(reason, '[[:space:]]+', ' ', 'g'))) < 10 is not false then
         raise exception 'a reason is needed that somebody else will understand';
     end if;
 end $$;
 
--- The lock: what the audit has after this entry has seen the rule, and what has not seen it is there before.
+-- The lock: what the audit has after this entry has seen the rule, and what has not seen it is there before. An officer
+-- could hold it up, so it gives up after a minute.
 create or replace function privacy.require_two_persons(required boolean) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '1min' as $$
 begin
     lock table privacy.audit in share row exclusive mode;
     update privacy.settings set two_persons = required;
@@ -113,12 +114,17 @@ grant execute on function privacy.seal_originals(boolean) to transformer;
 create or replace function privacy.seal_with(public_key text) returns text
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    key bytea := extensions.dearmor(public_key);
+    key bytea;
 begin
     if public_key not like '%-----BEGIN PGP PUBLIC KEY BLOCK-----%' or public_key like '%PRIVATE KEY%' then
         raise exception 'not an armored OpenPGP public key';
     end if;
-    perform extensions.pgp_pub_encrypt('', key);
+    begin
+        key := extensions.dearmor(public_key);
+        perform extensions.pgp_pub_encrypt('', key);
+    exception when external_routine_invocation_exception then
+        raise exception 'pgcrypto cannot encrypt to this key (%)', sqlerrm;
+    end;
     insert into privacy.public_keys (key) values (key);
     perform privacy.record('public key added', reason => 'key id ' || extensions.pgp_key_id(key));
     perform privacy.seal_originals();
@@ -173,13 +179,15 @@ grant execute on function privacy.approve_recovery(bigint) to privacy_officer;
 
 -- The sealed original, for the officer who asked, within an hour and once. A caller who rolls back could ask again, for
 -- the same token: request and approval are on record all the same. What is on record is what happened: a token with
--- nothing behind it gives nothing away.
+-- nothing behind it gives nothing away. READ COMMITTED, because an older snapshot has neither a newer rule nor what was
+-- handed out meanwhile.
 create or replace function privacy.sealed_original(request bigint) returns table (kind text, sealed text)
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     requested privacy.audit;
     tokens text[];
 begin
+    perform raw.require_read_committed();
     lock table privacy.audit in row exclusive mode;  -- as writing into it does: a new rule about two persons goes first
     select * into requested from privacy.audit
     where id = request and action = 'recovery requested' and login = session_user
