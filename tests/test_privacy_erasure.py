@@ -189,6 +189,17 @@ def test_messages_that_are_encoded_are_counted(database):
     )
 
 
+def test_messages_with_something_encoded_in_their_attributes_are_counted(database):
+    binary = {"user": {"DataType": "Binary", "BinaryValue": base64.b64encode(b"gone").decode()}}
+    text = {"user": {"DataType": "String", "StringValue": base64.b64encode(login().encode()).decode()}}
+    surrogate = {"user": {"DataType": "String", "StringValue": "base64:" + base64.b64encode(b"gone\0").decode()}}
+    attributes = [json.dumps(each) for each in (binary, text, surrogate)]
+    messages = [["x"] * 4, [*attributes, '{"user": {"StringValue": "stays"}}'], [None, None, None, "stays"]]
+    query(database, LAND_WITH_MORE, *messages, 4, 4, login="loader_user")
+    dbt(database, "run")
+    assert forget(database).stdout.splitlines()[-1].startswith("3 rejected messages in raw are encoded")
+
+
 def test_a_short_user_id_may_be_a_part_of_the_reasons_words(database):
     land(database, [login("7"), login("77")])
     dbt(database, "run")
@@ -254,7 +265,28 @@ def test_nobody_waits_for_what_is_erased_before_dbt_ran(database):
     assert query(database, health, login="monitor_user") == [(0, False)]
 
 
-@pytest.mark.parametrize("reason", ["", "short", "the person called stays asked for it", "Stays is gone"])
+@pytest.mark.parametrize("reason", ["", "short", "the person called stays asked for it", "Stays is gone", "\n" * 10])
 def test_a_reason_is_given_and_does_not_name_the_person(forgotten, reason):
     with pytest.raises(psycopg2.errors.RaiseException, match="a reason is needed"):
         as_officer(forgotten[0], "select * from privacy.forget_user('stays', %s)", reason)
+
+
+def test_a_reason_does_not_name_the_person_in_other_letters_that_look_the_same(forgotten):
+    """An accented letter is one character or two, as the keyboard has it."""
+    with pytest.raises(psycopg2.errors.RaiseException, match="a reason is needed"):
+        as_officer(forgotten[0], "select * from privacy.forget_user('jos\u00e9 p', 'Jose\u0301 P asked for it')")
+
+
+def test_an_erasure_again_does_not_compare_each_row_with_each(database):
+    """PostgreSQL does that for `not in (select …)`, as soon as what is selected does not fit into work_mem."""
+    found = "select oid::regprocedure::text from pg_proc where pronamespace::regnamespace::text = 'privacy'"
+    assert as_superuser(database, f"{found} and prosrc ~ 'not in \\(select'") == []
+
+
+def test_the_rule_about_two_persons_is_the_one_on_record_after_a_restore(database):
+    """The record of erasures, and so the audit, is newer than the rest."""
+    dbt(database, "run")
+    assert privacy(database, "require-two-persons", "yes").returncode == 0
+    as_superuser(database, "update privacy.settings set two_persons = false returning 1")
+    assert privacy(database, "erase-again").returncode == 0
+    assert as_superuser(database, "select two_persons from privacy.settings") == [(True,)]

@@ -210,8 +210,9 @@ begin
     if person = '' is not false then
         raise exception 'a user_id is needed';
     end if;
-    if length(btrim(reason)) < 10 is not false or masking.has_value(lower(reason), lower(person)) then
-        raise exception 'a reason is needed that somebody else will understand and that does not name the person';
+    perform privacy.require_reason(reason);
+    if masking.has_value(lower(normalize(reason)), lower(normalize(person))) then
+        raise exception 'a reason is needed that does not name the person';
     end if;
     perform from privacy.settings for update;  -- whoever is sealing has finished
     perform privacy.require_tokens_of_one_key();
@@ -233,7 +234,8 @@ begin
                         '{}'
                     ),
                     count(*) filter (
-                        where reason is not null and (masking.is_encoded(body) or masking.has_encoded_part(body))
+                        where reason is not null
+                            and (masking.is_encoded(body) or masking.has_encoded_part(body_and_attributes))
                     )
                 from masking.base_sqs__messages where load_id %s %s
             $query$, comparison, in_flight
@@ -302,8 +304,9 @@ begin
     $query$ into of_others using tokens, message_ids;
     execute format(
         -- (what was erased before and dbt has still to remove is nobody's)
-        'select $1 || coalesce(%s, ''{}'') from only staging.int_messages__masked where message_id <> all($2) and (%s)'
-        || ' and message_id not in (select message_id from privacy.erased_messages)',
+        'select $1 || coalesce(%s, ''{}'') from only staging.int_messages__masked as taken'
+        || ' where message_id <> all($2) and (%s)'
+        || ' and not exists (select from privacy.erased_messages as erased where erased.message_id = taken.message_id)',
         privacy.token_arrays(), privacy.token_columns('%I = any($3)', ' or ')
     ) into of_others using of_others, message_ids, tokens;
     delete from privacy.originals where token = any(tokens) and token <> all(of_others);
@@ -313,7 +316,7 @@ end $$;
 
 -- For pipeline_owner, after a restore: what was erased since the backup is erased again, by tombstones that were kept
 -- apart from it. Those of loads that the restored ledger does not have belong to no load here (0); they bar what the
--- queue may still bring.
+-- queue may still bring. The record says, too, which rule about two persons was the last.
 create or replace function privacy.erase_known() returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp set row_security = off set lock_timeout = '1min' as $$
 declare
@@ -324,7 +327,9 @@ begin
     perform from privacy.settings for update;
     perform privacy.require_tokens_of_one_key();
     with of_lost_loads as (
-        delete from privacy.erased_messages where load_id not in (select load_id from raw.loads) returning *
+        delete from privacy.erased_messages as erased
+        where not exists (select from raw.loads where loads.load_id = erased.load_id)
+        returning *
     )
     insert into privacy.erased_messages (message_id, load_id, body_mac, erased_at, erasure)
     select distinct on (message_id) message_id, 0, body_mac, erased_at, erasure from of_lost_loads
@@ -333,6 +338,12 @@ begin
     perform privacy.erase_originals(known);
     execute 'delete from raw.sqs_messages where message_id = any($1)' using known;
     get diagnostics removed = row_count;
+    update privacy.settings set two_persons = action = 'two persons required'
+    from (
+        select action from privacy.audit where action in ('two persons required', 'one person suffices')
+        order by id desc
+        limit 1
+    ) as last_rule;
     perform privacy.record('erasures repeated', removed => removed);
     return removed;
 end $$;

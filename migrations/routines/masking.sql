@@ -140,10 +140,11 @@ create or replace function masking.is_encoded(value text) returns boolean
 language sql immutable parallel safe
 return value ~ '^[A-Za-z0-9+/_-]{16,}(?:[\r\n]+[A-Za-z0-9+/_-]+)*={0,2}[ \t\n\r\x0B\f]*$';
 
--- Whether a string in it does, which begins as base64 of JSON, gzip, zlib or Zstandard does.
+-- Whether a string in it does, which begins as base64 of JSON, gzip, zlib or Zstandard does; or is binary, so that the
+-- loader wrote it in base64 (loader/sqs.py).
 create or replace function masking.has_encoded_part(body text) returns boolean
 language sql immutable parallel safe
-return body ~ '"(?:e[wyAJN]|W[3wy]|H4sI|KLUv)[A-Za-z0-9+/_\\-]{20,}={0,2}(?:\\+[nr])*\\*"';
+return body ~ '"(?:e[wyAJN]|W[3wy]|H4sI|KLUv)[A-Za-z0-9+/_\\-]{20,}={0,2}(?:\\+[nr])*\\*"|"BinaryValue": "|"base64:';
 
 -- What came in the place of an event: its reason for rejection, or null where nobody can tell.
 create or replace function masking.not_an_event(found jsonb) returns text
