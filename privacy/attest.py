@@ -22,6 +22,9 @@ WRITTEN_ONE_WAY = "set search_path = pg_catalog, pg_temp; set quote_all_identifi
 JOINED = "'loader', 'transformer', 'analyst', 'privacy_officer', 'monitor', 'retention'"
 OWNERS = "'migrator', 'masker', 'pipeline_owner'"
 
+# Only RDS has such names to itself, and there rdsadmin is the superuser.
+OF_RDS = "(to_regrole('rdsadmin') is not null and {role}::regrole::text ~ '^rds')"
+
 # One line for each thing that decides who may do what. contract.txt has the lines of a freshly migrated database: of
 # every supported version of PostgreSQL, where a function differs. What dbt makes is in DBT below, by rule.
 INVENTORY = f"""
@@ -31,7 +34,13 @@ ours as (
     where nspname in ('raw', 'masking', 'staging', 'analytics', 'privacy', 'extensions', 'migrations')
 ),
 of_extensions as (select classid, objid from pg_depend where deptype = 'e'),
--- An owner's rights work in whatever schema something of theirs is.
+views_of_ours as (
+    select ev_class from pg_depend
+    inner join pg_rewrite on classid = 'pg_rewrite'::regclass and pg_rewrite.oid = objid
+    inner join pg_class as read on refclassid = 'pg_class'::regclass and read.oid = refobjid
+    where read.relnamespace in (select oid from ours where name in ('raw', 'masking', 'privacy'))
+),
+-- An owner's rights work in whatever schema something of theirs is, and so do those of who made a view of our tables.
 relations as (
     select c.*, c.relnamespace::regnamespace || '.' || c.relname as name
     from pg_class as c left join ours on ours.oid = c.relnamespace
@@ -40,7 +49,7 @@ relations as (
         and (
             ours.name in ('raw', 'privacy', 'migrations') or ours.name = 'masking' and c.relkind <> 'v'
             or coalesce(ours.name, 'extensions') = 'extensions' and c.relpersistence <> 't'
-            and c.relowner::regrole::text in ({OWNERS})
+            and (c.relowner::regrole::text in ({OWNERS}) or c.oid in (select ev_class from views_of_ours))
         )
         and ('pg_class'::regclass, c.oid) not in (select classid, objid from of_extensions)
 ),
@@ -71,6 +80,8 @@ grants (what, owner, acl) as (
     union all
     select 'function ' || name, proowner, coalesce(proacl, acldefault('f', proowner)) from functions
     union all
+    select 'parameter ' || parname, 10, paracl from pg_parameter_acl
+    union all
     select
         format('default privileges of %s %s', defaclrole::regrole, defaclobjtype)
         || case when defaclnamespace <> 0 then format(' in %s', defaclnamespace::regnamespace) else '' end,
@@ -93,7 +104,21 @@ select format('schema %s is owned by %s', name, nspowner::regrole) from ours
 union all
 select format('relation %s is owned by %s, kind %s', name, relowner::regrole, relkind)
     || case when relrowsecurity then ', row security' else '' end
+    || case when relpersistence = 'u' and relkind = 'r' then ', unlogged' else '' end
 from relations
+union all
+select concat(
+    format('column %s.%s: %s', relations.name, attname, format_type(atttypid, atttypmod)),
+    case when attnotnull then ' not null' end, ' default ' || pg_get_expr(adbin, adrelid),
+    case when attidentity <> '' then ' generated' end, case when attstattarget = 0 then ', no statistics' end
+)
+from relations
+inner join pg_attribute on attrelid = relations.oid and attnum > 0 and not attisdropped
+left join pg_attrdef on adrelid = attrelid and adnum = attnum
+where relkind in ('r', 'p')
+union all
+select format('publication %s has %s.%s', pubname, schemaname, tablename) from pg_publication_tables
+where schemaname in ('raw', 'masking', 'privacy')
 union all
 select format(
     'function %s is owned by %s%s, %s%s %s', name, proowner::regrole, case when prosecdef then ', security definer' end,
@@ -127,6 +152,7 @@ from grants cross join lateral aclexplode(acl) as acl
 where (acl.grantee <> owner or what like 'default privileges%')
     -- a rotation that is open, which has a line of its own
     and not (what like 'function masking.carried_over(%' and acl.grantee = 'transformer'::regrole)
+    and not (what like 'parameter %' and {OF_RDS.format(role="acl.grantee")})
     and not (what = 'database' and acl.grantee in (select oid from pg_roles where rolname = 'backup_user'))
 union all
 select format('%s: %s %s (%s)', what, grantee::regrole, privilege_type, columns) from by_column
@@ -149,7 +175,7 @@ DBT = """
 with
 dbts as (
     select c.oid, c.relname, c.relkind, c.relowner, c.relacl, n.nspname, n.nspname || '.' || c.relname as name,
-        c.relrowsecurity, c.reloptions
+        c.relrowsecurity, c.relpersistence, c.reloptions
     from pg_class as c inner join pg_namespace as n on n.oid = c.relnamespace
     where (n.nspname in ('staging', 'analytics') or n.nspname = 'masking' and c.relkind = 'v')
         and c.relkind not in ('i', 'I', 't', 'c')
@@ -160,6 +186,8 @@ union all
 select format('%s is of the kind %s', name, relkind) from dbts where relkind not in ('r', 'v')
 union all
 select format('%s has row security', name) from dbts where relrowsecurity
+union all
+select format('%s is unlogged', name) from dbts where relpersistence = 'u'
 union all
 select format('%s has no security_barrier', name) from dbts
 where nspname = 'masking' and 'security_barrier=true' <> all(coalesce(reloptions, '{}'))
@@ -240,13 +268,25 @@ where found.definition is distinct from deployed.definition
 order by 1
 """
 
-# Only RDS has such names to itself, and there rdsadmin is the superuser.
-OF_RDS = "(to_regrole('rdsadmin') is not null and {role}::regrole::text ~ '^rds')"
-
+# A login has the rights of its roles, and so has who is a member of that login. (Who may create roles is in many.)
 MEMBERS = f"""
+with
+powerful as (
+    select oid from pg_roles
+    where
+        rolname !~ '^pg_' and rolname not in ({JOINED}, {OWNERS})
+        and (
+            rolsuper or rolcreaterole or rolreplication or rolbypassrls
+            or rolcanlogin
+            and oid in (select member from pg_auth_members where roleid::regrole::text in ({JOINED}, {OWNERS}))
+        )
+)
 select
     m.roleid::regrole::text, m.member::regrole::text, m.grantor::regrole::text, m.admin_option,
-    m.roleid::regrole::text in ({OWNERS}) and m.member::regrole::text <> 'migrator'
+    (
+        m.roleid::regrole::text in ({OWNERS}) and m.member::regrole::text <> 'migrator'
+        or m.roleid in (select oid from powerful) and not {OF_RDS.format(role="m.member")}
+    )
     and not (select rolsuper or rolcreaterole from pg_roles where pg_roles.oid = m.member)
     or m.roleid::regrole::text ~ '^pg_' and (
         m.member::regrole::text in ({JOINED})
@@ -255,7 +295,7 @@ select
     )
 from pg_auth_members as m
 where
-    m.roleid::regrole::text in ({JOINED}, {OWNERS})
+    m.roleid::regrole::text in ({JOINED}, {OWNERS}) or m.roleid in (select oid from powerful)
     or m.roleid::regrole::text ~ '^pg_' and m.member::regrole::text !~ '^pg_'
 order by 1, 2, 3
 """
@@ -290,16 +330,29 @@ where
 """
 
 SETTINGS = {
-    "log_statement": ({"none", "ddl"}, "other statements have user_ids and tokens that somebody looked for"),
-    "log_parameter_max_length_on_error": ({"0"}, "parameters of failed statements would be in the log"),
-    "debug_print_parse": ({"off"}, "plans show values"),
-    "debug_print_rewritten": ({"off"}, "plans show values"),
-    "debug_print_plan": ({"off"}, "plans show values"),
-    "auto_explain.log_nested_statements": ({"off", None}, "it logs what functions were called with"),
-    "session_replication_role": ({"origin"}, "triggers do not fire"),
-    "standard_conforming_strings": ({"on"}, "migrations and dbt refuse to work with other backslashes"),
-    "default_transaction_isolation": ({"read committed"}, "loads and dbt refuse to work with another level"),
+    "log_statement": (("ddl", "none"), "other statements have user_ids and tokens that somebody looked for"),
+    "log_parameter_max_length_on_error": (("0",), "parameters of failed statements would be in the log"),
+    "debug_print_parse": (("off",), "plans show values"),
+    "debug_print_rewritten": (("off",), "plans show values"),
+    "debug_print_plan": (("off",), "plans show values"),
+    "log_min_messages": (
+        ("warning", "notice", "info", "error", "log", *(f"debug{level}" for level in range(1, 6))),
+        "the log would have no copy of the audit",
+    ),
+    "pgaudit.log_parameter": (("off", None), "it logs what functions were called with"),
+    "auto_explain.log_nested_statements": (("off", None), "it logs what functions were called with"),
+    "session_replication_role": (("origin",), "triggers do not fire"),
+    "standard_conforming_strings": (("on",), "migrations and dbt refuse to work with other backslashes"),
+    "default_transaction_isolation": (("read committed",), "loads and dbt refuse to work with another level"),
 }
+
+# A publication limits what pgoutput sends, and no other plugin.
+SLOTS = """
+select format('the replication slot %s (%s) gets every change in this database', slot_name, plugin)
+from pg_replication_slots
+where database = current_database() and plugin <> 'pgoutput'
+order by 1
+"""
 
 # What a login gets that is not this one, or this one tomorrow: alter role … set, alter database … set.
 GIVEN = """
@@ -437,6 +490,8 @@ def powers(cursor: Cursor) -> Iterator[Item]:
     cursor.execute(POWERFUL)
     for role, what, is_off in cursor.fetchall():
         yield Item("powers", not is_off, f"{role}: {what}", f"alter role {role} nosuperuser noreplication nobypassrls")
+    for finding in _column(cursor, SLOTS):
+        yield Item("powers", False, finding, "raw and the keys too: drop the slot, and use pgoutput with a publication")
     [closable] = _column(cursor, "select count(*) from pg_roles where rolname = 'rds_superuser'")
     [count] = _column(cursor, OPEN)
     finding = f"{count} functions for advisory locks and large objects are open to every login"
@@ -446,11 +501,10 @@ def powers(cursor: Cursor) -> Iterator[Item]:
 def settings(cursor: Cursor) -> Iterator[Item]:
     for name, (wanted, reason) in SETTINGS.items():
         [value] = _column(cursor, f"select current_setting('{name}', true)")
-        set_to = next(iter(sorted(each for each in wanted if each)))
-        yield Item("settings", value in wanted, f"{name} is {value}", f"{reason}; set it to {set_to}")
+        yield Item("settings", value in wanted, f"{name} is {value}", f"{reason}; set it to {wanted[0]}")
     cursor.execute(GIVEN)
     for name, value, whom, altered in cursor.fetchall():
-        wanted, reason = SETTINGS.get(name, ({value}, ""))
+        wanted, reason = SETTINGS.get(name, ((value,), ""))
         if value not in wanted:
             yield Item("settings", False, f"{name} is {value} for {whom}", f"{reason}; alter {altered} reset {name}")
     cursor.execute(

@@ -7,6 +7,7 @@ import psycopg2.errors
 import pytest
 
 from privacy import attest
+from tests.conftest import administration, temporary_server
 from tests.officer import as_superuser, privacy
 from tests.pipeline import dbt, land, query
 
@@ -117,6 +118,38 @@ DRIFT = {
         " reset role",
         "the project does not have: relation x.v is owned by masker, kind v",
     ),
+    "view-of-a-superusers-elsewhere": (
+        "create schema x; create view x.v as select body from raw.sqs_messages",
+        "the project does not have: relation x.v is owned by postgres, kind v",
+    ),
+    "copy-of-keys-that-is-refreshed": (
+        "create schema x; create materialized view x.v as select key from masking.keys",
+        "the project does not have: relation x.v is owned by postgres, kind m",
+    ),
+    "publication": (
+        "create publication p for table raw.sqs_messages",
+        "the project does not have: publication p has raw.sqs_messages",
+    ),
+    "publication-of-everything": (
+        "create publication p for all tables",
+        "the project does not have: publication p has masking.keys",
+    ),
+    "unlogged": (
+        "alter table privacy.erased_messages set unlogged",
+        "the project does not have: relation privacy.erased_messages is owned by pipeline_owner, kind r, unlogged",
+    ),
+    "default-of-a-column": (
+        "alter table privacy.audit alter login set default 'somebody'",
+        "the project does not have: column privacy.audit.login: name not null default 'somebody'::name",
+    ),
+    "samples-of-bodies": (
+        "alter table raw.sqs_messages alter body set statistics 100",
+        "the project does not have: column raw.sqs_messages.body: text not null",
+    ),
+    "parameter": (
+        "grant set on parameter session_replication_role to loader",
+        "the project does not have: parameter session_replication_role: loader SET",
+    ),
     "trigger-disabled": (
         "alter table privacy.audit disable trigger append_only",
         "the project does not have: trigger CREATE TRIGGER append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON"
@@ -170,6 +203,7 @@ DRIFT = {
         "analytics.user_logins belongs to analyst",
     ),
     "table-of-dbts-hidden": (f"alter table {TAKEN} enable row level security", f"{TAKEN} has row security"),
+    "table-of-dbts-unlogged": (f"alter table {TAKEN} set unlogged", f"{TAKEN} is unlogged"),
     "trigger-of-transformers": (
         f"create trigger t after insert on {TAKEN} execute function suppress_redundant_updates_trigger()",
         f"trigger t on {TAKEN}",
@@ -203,6 +237,15 @@ DRIFT = {
         "grant pg_monitor to loader",
         "loader is in pg_monitor (granted by postgres)",
     ),
+    "member-of-a-superuser": ("grant postgres to analyst_user", "analyst_user is in postgres (granted by postgres)"),
+    "member-of-the-login-for-backups": (
+        "create role boss login; grant backup_user to boss",
+        "boss is in backup_user (granted by postgres)",
+    ),
+    "member-of-an-officers-login": (
+        "grant privacy_officer_user to analyst_user",
+        "analyst_user is in privacy_officer_user (granted by postgres)",
+    ),
     "superuser": ("create role boss superuser", "boss: superuser"),
     "superuser-with-a-name-of-rds": ("create role rds_boss superuser", "rds_boss: superuser"),
     "member-with-a-name-of-rds": (
@@ -216,6 +259,8 @@ DRIFT = {
         "1 functions for advisory locks and large objects are open to every login",
     ),
     "log-setting": ("set local log_statement = 'all'", "log_statement is all"),
+    "no-copy-of-the-audit-in-the-log": ("set local log_min_messages = fatal", "log_min_messages is fatal"),
+    "parameters-in-the-log": ("set local pgaudit.log_parameter = on", "pgaudit.log_parameter is on"),
     "triggers-off": ("set local session_replication_role = replica", "session_replication_role is replica"),
     "triggers-off-for-a-login": (
         "alter role loader_user set session_replication_role = replica",
@@ -327,6 +372,16 @@ def test_the_master_user_and_the_roles_of_rds_are_no_drift(built):
         assert found_off(cursor) == {}
         cursor.execute("alter role master replication")
         assert list(found_off(cursor)) == ["master: replication, creates roles"]
+
+
+def test_a_slot_that_gets_every_change_is_reported():
+    """Of raw and the keys, too, whatever a publication says: such as one of a tool that copies databases."""
+    with temporary_server(settings={"wal_level": "logical"}) as server, administration(server) as cursor:
+        for plugin in ("test_decoding", "pgoutput"):
+            cursor.execute("select pg_create_logical_replication_slot('of_' || %s, %s)", [plugin] * 2)
+        off = [item.finding for item in attest.powers(cursor) if not item.well]
+    assert "the replication slot of_test_decoding (test_decoding) gets every change in this database" in off
+    assert not any("pgoutput" in finding for finding in off)
 
 
 def test_it_changes_nothing(built, monkeypatch):
