@@ -331,6 +331,24 @@ def test_a_key_that_pgcrypto_cannot_encrypt_to_is_refused(database, tmp_path):
     assert as_superuser(database, "select count(*) from privacy.public_keys") == [(0,)]
 
 
+@pytest.mark.skipif(not shutil.which("gpg"), reason="no GnuPG here: apt install gnupg")
+def test_a_key_that_is_too_short_is_refused(database, tmp_path):
+    home = tmp_path / "gnupg"
+    home.mkdir(mode=0o700)
+    gpg = ["gpg", "--batch", "--homedir", home, "--passphrase", "", "--pinentry-mode", "loopback"]
+
+    def said(*arguments: str) -> str:
+        return subprocess.run([*gpg, *arguments], check=True, capture_output=True, text=True).stdout
+
+    said("--quick-generate-key", "x", "rsa2048", "cert")
+    fingerprint = said("--with-colons", "--list-keys").partition("\nfpr")[2].split(":")[8 + 1]
+    said("--quick-add-key", fingerprint, "rsa1024", "encr")
+    (tmp_path / "key.asc").write_text(said("--armor", "--export"))
+    subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"])
+    assert "shorter than 2048 bits" in privacy(database, "seal-with", str(tmp_path / "key.asc")).stderr
+    assert as_superuser(database, "select count(*) from privacy.public_keys") == [(0,)]
+
+
 def test_two_keys_in_one_file_are_said_to_be_two(database, officer, tmp_path):
     """As gpg exports them by a name that the next officer's key has as well."""
     both = tmp_path / "both.asc"

@@ -115,16 +115,20 @@ create or replace function privacy.seal_with(public_key text) returns text
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     key bytea;
+    sealed bytea;
 begin
     if public_key not like '%-----BEGIN PGP PUBLIC KEY BLOCK-----%' or public_key like '%PRIVATE KEY%' then
         raise exception 'not an armored OpenPGP public key';
     end if;
     begin
         key := extensions.dearmor(public_key);
-        perform extensions.pgp_pub_encrypt('', key);
+        sealed := extensions.pgp_pub_encrypt('', key);
     exception when external_routine_invocation_exception then
         raise exception 'pgcrypto cannot encrypt to this key (%)', sqlerrm;
     end;
+    if octet_length(sealed) < 256 then  -- an RSA key of 2048 bits encrypts to as many, and there is more around it
+        raise exception 'the encryption subkey is shorter than 2048 bits';
+    end if;
     insert into privacy.public_keys (key) values (key);
     perform privacy.record('public key added', reason => 'key id ' || extensions.pgp_key_id(key));
     perform privacy.seal_originals();
