@@ -117,6 +117,13 @@ inner join pg_attribute on attrelid = relations.oid and attnum > 0 and not attis
 left join pg_attrdef on adrelid = attrelid and adnum = attnum
 where relkind in ('r', 'p')
 union all
+select format('index %s on %s is on an expression', indexrelid::regclass, relations.name)
+from pg_index inner join relations on relations.oid = indrelid
+where indexprs is not null
+union all
+select format('statistics %s on %s', stxname, relations.name)
+from pg_statistic_ext inner join relations on relations.oid = stxrelid
+union all
 select format('publication %s has %s.%s', pubname, schemaname, tablename) from pg_publication_tables
 where schemaname in ('raw', 'masking', 'privacy')
 union all

@@ -146,6 +146,14 @@ DRIFT = {
         "alter table raw.sqs_messages alter body set statistics 100",
         "the project does not have: column raw.sqs_messages.body: text not null",
     ),
+    "index-with-values": (
+        "create index i on raw.sqs_messages (left(body, 100))",
+        "the project does not have: index raw.i on raw.sqs_messages is on an expression",
+    ),
+    "statistics-of-bodies": (
+        "create statistics raw.s on left(body, 100) from raw.sqs_messages",
+        "the project does not have: statistics s on raw.sqs_messages",
+    ),
     "parameter": (
         "grant set on parameter session_replication_role to loader",
         "the project does not have: parameter session_replication_role: loader SET",
