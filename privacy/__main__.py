@@ -91,7 +91,11 @@ def rotate_key(imported: bool) -> None:
 @main.command("close-rotation")
 def close_rotation() -> None:
     """As migrator: after all tables have been carried over, transformer may do so no more."""
-    with _transaction("masker") as cursor:
+    with _transaction("pipeline_owner") as cursor:
+        if _scalar(cursor, "select to_regclass('staging.int_messages__masked') is not null"):
+            cursor.execute("select privacy.require_plain_table()")
+            cursor.execute("select privacy.require_tokens_of_one_key()")
+        postgres.assume(cursor, "masker")
         cursor.execute("select masking.close_rotation()")
         click.echo(f"The rotation to key {_scalar(cursor, 'select masking.key_version()')} is finished.")
 
@@ -282,7 +286,8 @@ def _read_keys(source: TextIO, kinds: list[str]) -> dict[str, str]:
     """Keys by kind. Typed, they are not shown; and no error says what was read."""
     try:
         typed = source.isatty()
-        lines = [f"{kind} {getpass(f'{kind}: ')}" for kind in kinds] if typed else source.read().split("\n")
+        given = "" if typed else source.read().lstrip("\ufeff")
+        lines = [f"{kind} {getpass(f'{kind}: ')}" for kind in kinds] if typed else given.split("\n")
     except UnicodeDecodeError:  # bytes in place of digits
         lines = []
     words = [line.split() for line in lines if line.strip()]

@@ -154,6 +154,17 @@ def test_an_interrupted_rotation_mixes_nothing_and_is_resumed(database):
     assert query(database, "select count(*) from analytics.user_logins") == [(7,)]
 
 
+def test_a_rotation_is_not_closed_before_its_tables_are_carried_over(database):
+    """It could be opened again with a third key alone, which a secret manager would not have."""
+    land(database, [login(1)])
+    dbt(database, "run")
+    rotate(database, ("add", "deploy"))
+    refused = privacy(database, "close-rotation")
+    assert (refused.returncode, refused.stdout) == (16, "")
+    assert "a key rotation is under way: finish it with `make rotate-key`" in refused.stderr
+    assert rotate(database) == "Continuing the rotation to key 2.\n"
+
+
 def test_of_two_rotations_at_once_one_makes_keys(database):
     """As when two hear of a stolen key."""
     waiting = "select 1 from pg_locks where relation = 'masking.keys'::regclass and not granted"
@@ -259,6 +270,11 @@ def test_no_token_is_made_outside_a_rotation(database):
     rotate(database, ("close",))
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):
         as_transformer(database, ask, "0" * 64)
+
+
+def test_keys_are_read_as_windows_writes_them(database):
+    typed = "\ufeff" + FIRST.replace("\n", "\r\n")
+    assert privacy(database, "rotate-key", "--import", typed=typed).stdout == "Key 1 is imported.\n"
 
 
 def test_a_key_is_imported_once(database):
