@@ -40,7 +40,7 @@ views_of_ours as (
     inner join pg_class as read on refclassid = 'pg_class'::regclass and read.oid = refobjid
     where read.relnamespace in (select oid from ours where name in ('raw', 'masking', 'privacy'))
 ),
--- An owner's rights work in whatever schema something of theirs is, and so do those of who made a view of our tables.
+-- An owner's rights work in whatever schema something of theirs is, and so do those of who lends theirs for our tables.
 relations as (
     select c.*, c.relnamespace::regnamespace || '.' || c.relname as name
     from pg_class as c left join ours on ours.oid = c.relnamespace
@@ -56,7 +56,11 @@ relations as (
 functions as (
     select p.*, p.oid::regprocedure::text as name from pg_proc as p left join ours on ours.oid = p.pronamespace
     where
-        (ours.oid is not null or p.proowner::regrole::text in ({OWNERS})) and p.proowner <> 'transformer'::regrole
+        (
+            ours.oid is not null or p.proowner::regrole::text in ({OWNERS})
+            or p.prosecdef and coalesce(pg_get_function_sqlbody(p.oid), p.prosrc) ~* '\\m(raw|masking|privacy)\\.'
+        )
+        and p.proowner <> 'transformer'::regrole
         -- On Citus, dbt makes such a function for each view of the boundary (dbt_project/macros/citus.sql).
         and not (
             p.oid::regprocedure::text ~ '^masking\\.read_[a-z_]+\\(bigint,bigint\\)$'

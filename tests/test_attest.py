@@ -122,6 +122,11 @@ DRIFT = {
         "create schema x; create view x.v as select body from raw.sqs_messages",
         "the project does not have: relation x.v is owned by postgres, kind v",
     ),
+    "function-of-a-superusers-elsewhere": (
+        "create schema x; create function x.f() returns setof text language sql security definer"
+        " begin atomic select body from raw.sqs_messages; end",
+        "the project does not have: function x.f() is owned by postgres, security definer, vu ",
+    ),
     "copy-of-keys-that-is-refreshed": (
         "create schema x; create materialized view x.v as select key from masking.keys",
         "the project does not have: relation x.v is owned by postgres, kind m",
