@@ -7,7 +7,7 @@ import psycopg2.errors
 import pytest
 
 from local.stack import LOGINS
-from tests.conftest import copy, run_migrations
+from tests.conftest import ROOT, copy, run_migrations
 from tests.officer import REASON, Officer, as_officer, as_superuser, privacy
 from tests.pipeline import dbt, land, query
 
@@ -236,3 +236,8 @@ def test_a_reader_that_holds_a_lock_does_not_stop_a_load(database):
             "select message_id from raw.sqs_messages; select * from raw.loads; select * from raw.pipeline_state"
         )
         assert land(database, ["one"]) == ["m0"]
+
+
+def test_an_erasure_does_not_compare_each_row_with_each():
+    """PostgreSQL does that for `not in (select …)`, as soon as what is selected does not fit into work_mem."""
+    assert "not in (select" not in (ROOT / "migrations/routines/erasure.sql").read_text()

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg2.errors
 import pytest
 
-from tests.conftest import ROOT, on_citus_too
+from tests.conftest import on_citus_too
 from tests.loading import until
 from tests.officer import REASON, Officer, as_officer, as_superuser, as_transformer, forget, privacy
 from tests.pipeline import LAND, SENT_AT, dbt, land, query
@@ -275,11 +275,6 @@ def test_a_reason_does_not_name_the_person_in_other_letters_that_look_the_same(f
     """An accented letter is one character or two, as the keyboard has it."""
     with pytest.raises(psycopg2.errors.RaiseException, match="a reason is needed"):
         as_officer(forgotten[0], "select * from privacy.forget_user('jos\u00e9 p', 'Jose\u0301 P asked for it')")
-
-
-def test_an_erasure_does_not_compare_each_row_with_each():
-    """PostgreSQL does that for `not in (select …)`, as soon as what is selected does not fit into work_mem."""
-    assert "not in (select" not in (ROOT / "migrations/routines/erasure.sql").read_text()
 
 
 def test_the_rule_about_two_persons_is_the_one_on_record_after_a_restore(database):
