@@ -169,13 +169,18 @@ def test_conservation_is_proved_both_ways(migrated, forged):
         assert failed & {"assert_raw_is_what_landed", "assert_landed_is_accepted_plus_rejected"}
 
 
+def make_impatient(database, function: str) -> None:
+    """It gives up after a moment in place of a minute."""
+    [(definition,)] = as_superuser(database, f"select pg_get_functiondef('{function}'::regproc)")
+    as_superuser(database, definition.replace("'1min'", "'100ms'") + "; select 1")
+
+
 def test_an_erasure_does_not_wait_for_ever_for_who_seals(database, tmp_path):
-    """Nor for anything else that transformer's login could hold: after a minute, here a moment, it gives up."""
+    """Nor for anything else that transformer's login could hold."""
     assert privacy(database, "seal-with", str(Officer(tmp_path).public_key)).returncode == 0
     land(database, ["one"])
     dbt(database, "run")
-    [(definition,)] = as_superuser(database, "select pg_get_functiondef('privacy.forget_user'::regproc)")
-    as_superuser(database, definition.replace("'1min'", "'100ms'") + "; select 1")
+    make_impatient(database, "privacy.forget_user")
     with contextlib.closing(database.connect("transformer_user")) as other:
         other.cursor().execute("select privacy.seal_originals()")
         with pytest.raises(psycopg2.errors.LockNotAvailable):
@@ -183,8 +188,7 @@ def test_an_erasure_does_not_wait_for_ever_for_who_seals(database, tmp_path):
 
 
 def test_a_rule_about_two_persons_does_not_wait_for_ever_for_an_officer(database):
-    [(definition,)] = as_superuser(database, "select pg_get_functiondef('privacy.require_two_persons'::regproc)")
-    as_superuser(database, definition.replace("'1min'", "'100ms'") + "; select 1")
+    make_impatient(database, "privacy.require_two_persons")
     with contextlib.closing(database.connect("privacy_officer_user")) as officer:
         officer.cursor().execute(f"select privacy.find_tokens('abcdef', '{REASON}')")
         with pytest.raises(psycopg2.errors.LockNotAvailable):

@@ -85,11 +85,17 @@ def test_stopping_what_never_ran_installs_nothing(fresh, target):
     assert not (fresh / ".venv").exists()
 
 
+def installed(fresh: Path) -> Path:
+    """The folder of its programs, in which make takes everything to be."""
+    programs = fresh / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (fresh / ".venv" / "installed").touch()
+    return programs
+
+
 def test_targets_run_one_after_the_other_also_with_j(fresh):
     """Many have -j in MAKEFLAGS. dbt would build what has not landed yet."""
-    (fresh / ".venv" / "bin").mkdir(parents=True)
-    (fresh / ".venv" / "installed").touch()
-    python = fresh / ".venv" / "bin" / "python"
+    python = installed(fresh) / "python"
     python.write_text('#!/bin/sh\necho "begin $*"; sleep 0.2; echo "end $*"\n')
     python.chmod(0o755)
     begun, ended, *_ = make("-j4", "load", "build", folder=fresh).stdout.splitlines()
@@ -99,9 +105,7 @@ def test_targets_run_one_after_the_other_also_with_j(fresh):
 @pytest.mark.parametrize("others", ["", "logs", "logs/dbt.log", "target"])
 def test_dbt_says_where_it_cannot_write(fresh, others):
     """As Airflow's user, or after somebody has run the demo as root. dbt itself would print nothing."""
-    (fresh / ".venv" / "bin").mkdir(parents=True)
-    (fresh / ".venv" / "installed").touch()
-    (fresh / ".venv" / "bin" / "python").symlink_to("/bin/true")
+    (installed(fresh) / "python").symlink_to("/bin/true")
     for folder in ("logs", "target") if others else ():
         (fresh / "dbt_project" / folder).mkdir(parents=True)
     path = fresh / "dbt_project" / others

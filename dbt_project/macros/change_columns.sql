@@ -18,13 +18,15 @@
    still names it would go on. #}
 {% macro refuse_undeclared_columns() -%}
     {%- set table = load_cached_relation(this) if execute and not should_full_refresh() -%}
-    {%- for column in (adapter.get_columns_in_relation(table) if table else []) | map(attribute='name')
-        if column not in model.columns and column not in declared_columns() -%}
-        {%- do exceptions.raise_compiler_error(
-            this.schema ~ '.' ~ this.identifier ~ ' has ' ~ column ~ ', which is declared no more. Take it out of the'
-            ~ ' models, then drop it everywhere: make build ARGS=--full-refresh'
-        ) -%}
-    {%- endfor -%}
+    {%- if table -%}
+        {%- set declared = model.columns | list + declared_columns() -%}
+        {%- for column in adapter.get_columns_in_relation(table) if column.name not in declared -%}
+            {%- do exceptions.raise_compiler_error(
+                this.schema ~ '.' ~ this.identifier ~ ' has ' ~ column.name ~ ', which is declared no more. Take it out of'
+                ~ ' the models, then drop it everywhere: make build ARGS=--full-refresh'
+            ) -%}
+        {%- endfor -%}
+    {%- endif -%}
 {%- endmacro %}
 
 

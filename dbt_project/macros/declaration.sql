@@ -106,11 +106,11 @@
         'body_and_attributes', 'is_accepted', 'subject', 'mask_key_version', 'create_date', 'logged_in_at'] -%}
     {%- if not modules.re.fullmatch('[a-z][a-z0-9_]{0,39}', name | string) or name in taken -%}
         {%- do wrong(where, 'a name has small letters, digits and _, and is none of ' ~ taken | join(', ')) -%}
-    {%- elif name in reserved_words() or name.startswith('masked_') -%}
-        {%- do wrong(
-            where, name ~ (' is a word of SQL' if name in reserved_words() else ' would pass for a column of tokens,'
-            ~ ' masked_…') ~ ': give it another name, and say where it is (path: ' ~ name ~ ')'
-        ) -%}
+    {%- endif -%}
+    {%- set trouble = 'is a word of SQL' if name in reserved_words()
+        else 'would pass for a column of tokens, masked_…' if name.startswith('masked_') else none -%}
+    {%- if trouble -%}
+        {%- do wrong(where, name ~ ' ' ~ trouble ~ ': give it another name, and say where it is (path: ' ~ name ~ ')') -%}
     {%- endif -%}
 {%- endmacro %}
 
