@@ -193,6 +193,11 @@ def copy_text(value: str | None) -> str:
     return value.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
+def wait_at_most_a_minute(cursor: Cursor) -> None:
+    """For any one lock until the transaction ends, where neither the login nor PGOPTIONS say how long."""
+    cursor.execute("select set_config('lock_timeout', '1min', true) where current_setting('lock_timeout') = '0'")
+
+
 def assume(cursor: Cursor, role: str) -> None:
     """Goes on in this role until the transaction ends."""
     try:

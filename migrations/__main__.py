@@ -1,7 +1,4 @@
-"""Brings the database named by PG* up to date: tables (*.sql), functions (routines/), then the boundary (dbt_project/).
-
-With CITUS set, raw is spread over the workers of a Citus cluster first, and stays so (routines/citus.sql).
-"""
+"""python -m migrations"""
 
 import hashlib
 import os
@@ -12,12 +9,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
+import click
 import psycopg2
 import psycopg2.errors
 from psycopg2.extensions import connection as Connection
 
-from loader import postgres
-from loader.errors import LoaderError
+from loader import errors, postgres
 from migrations import citus
 from privacy.attest import WRITTEN_ONE_WAY
 
@@ -89,8 +86,23 @@ RECORD_BOUNDARY = """
 """
 
 
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Exits with 0 when up to date, 3 without a database, 4 where it may not or cannot, 5 when a step failed."""
+    """Bring the database named by PG* up to date: tables (*.sql), functions (routines/), the boundary (dbt_project/).
+
+    With CITUS set, raw is spread over the workers of a Citus cluster first, and stays so (routines/citus.sql). Exits
+    with 0 when up to date, 3 without a database, 4 where it may not or cannot, 5 when a step failed.
+    """
+    try:
+        with postgres.explained("Migrate as migrator (deploy/bootstrap.sql)"):
+            migrate()
+    except citus.CannotDistribute as error:
+        fail(error.status, str(error))
+    except KeyboardInterrupt:
+        fail(130, "Interrupted. A migration that was under way is rolled back; run it again.")
+
+
+def migrate() -> None:
     url = database_url()
     with one_at_a_time():
         citus.prepare()
@@ -101,7 +113,7 @@ def main() -> None:
         citus.bring_keys()
         apply_routines()  # drops what the boundary needed until now
         record_boundary()
-    print("The database is up to date: migrations and routines applied, boundary deployed.")
+    click.echo("The database is up to date: migrations and routines applied, boundary deployed.")
 
 
 def connect() -> Connection:
@@ -168,17 +180,12 @@ def one_at_a_time() -> Iterator[None]:
             cursor.execute("create table migrations.routines (files text, server text, in_database text)")
             cursor.execute("create table migrations.boundary (view text primary key, definition text)")
             connection.commit()
-        wait_at_most_a_minute(cursor)
+        postgres.wait_at_most_a_minute(cursor)
         try:
             cursor.execute("lock table migrations.routines in share update exclusive mode")
         except psycopg2.errors.LockNotAvailable:
             fail(5, "Another `make migrate` is under way in this database: wait for it to end.")
         yield
-
-
-def wait_at_most_a_minute(cursor) -> None:
-    """For any one lock, where PGOPTIONS do not say how long."""
-    cursor.execute("select set_config('lock_timeout', '60s', false) where current_setting('lock_timeout') = '0'")
 
 
 def apply_migrations(url: str) -> None:
@@ -202,7 +209,7 @@ def apply_routines() -> None:
         cursor.execute("select files, server, in_database from migrations.routines")
         if cursor.fetchone() == (wanted, server, found):
             return
-        wait_at_most_a_minute(cursor)  # a trigger waits for the loads under way
+        postgres.wait_at_most_a_minute(cursor)  # a trigger waits for the loads under way
         for file in files:
             citus.choose_workers(cursor, file.stem)
             try:
@@ -258,17 +265,4 @@ def fail(status: int, sentence: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] in (["-h"], ["--help"]):
-        print(__doc__ + "\n" + main.__doc__)
-        raise SystemExit
-    if sys.argv[1:]:
-        fail(2, "python -m migrations takes no arguments; PG* name the database.")
-    try:
-        with postgres.explained("Migrate as migrator (deploy/bootstrap.sql)"):
-            main()
-    except LoaderError as error:
-        fail(error.exit_status, str(error))
-    except citus.CannotDistribute as error:
-        fail(error.status, str(error))
-    except KeyboardInterrupt:
-        fail(130, "Interrupted. A migration that was under way is rolled back; run it again.")
+    errors.run(main, "python -m migrations")

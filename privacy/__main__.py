@@ -60,6 +60,10 @@ def rotate_key(imported: bool) -> None:
     """
     with _transaction("masker") as cursor:
         declared = _kinds(cursor)
+    if not declared:
+        raise click.ClickException(
+            "masking.keys is empty: restore it from a backup. `make migrate` makes new keys, whose tokens are others."
+        )
     new_keys = _read_keys(sys.stdin or io.StringIO(), declared) if imported else None
     with _transaction("masker") as cursor:
         cursor.execute("lock table masking.keys in share row exclusive mode")  # of two at once, one makes keys
@@ -162,7 +166,20 @@ def reveal(token: str | None, reason: str | None, request: int | None) -> None:
 @main.command()
 @click.argument("request", type=int)
 def approve(request: int) -> None:
-    """As another privacy officer: approve a recovery. The approval holds for an hour."""
+    """As another privacy officer: approve a recovery. The approval holds for an hour.
+
+    Shows who asked, for which token and why, and on a terminal waits for a yes.
+    """
+    with _transaction() as cursor:
+        cursor.execute(
+            "select login, at, token, reason from privacy.audit where id = %s and action = 'recovery requested'",
+            (request,),
+        )
+        for login, at, token, reason in cursor:
+            said = f"Request {request}, by {visible(login)} on {at:%Y-%m-%d at %H:%M}: token {token}, {visible(reason)}"
+            click.echo(said, err=True)
+    if sys.stdin and sys.stdin.isatty():
+        click.confirm("Approve it?", abort=True, err=True)
     with _transaction() as cursor:
         cursor.execute("select privacy.approve_recovery(%s)", (request,))
     click.echo(f"Request {request} is approved for an hour.")
@@ -248,6 +265,7 @@ def _transaction(role: str | None = None) -> Iterator[Cursor]:
         postgres.explained("Run it as migrator" if role else "Run it as privacy_officer_user"),
         postgres.transaction("privacy") as cursor,
     ):
+        postgres.wait_at_most_a_minute(cursor)
         if role:
             postgres.assume(cursor, role)
         yield cursor

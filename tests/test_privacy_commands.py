@@ -1,13 +1,15 @@
 """What `python -m privacy` says and ends with: one sentence with its remedy, and the loader's exit statuses."""
 
 import contextlib
+import os
+import pty
 import subprocess
 import sys
 import threading
 
 import pytest
 
-from tests.conftest import administration
+from tests.conftest import ROOT, administration
 from tests.loading import until
 from tests.officer import as_superuser, privacy
 
@@ -34,6 +36,52 @@ def test_a_variable_that_is_not_set_switches_no_rule_off(database):
     assert done.returncode == 2
     assert "is not one of 'yes', 'no'" in done.stderr
     assert as_superuser(database, "select two_persons from privacy.settings") == [(True,)]
+
+
+def test_who_approves_sees_what_was_asked_for_and_by_whom(database):
+    [(request,)] = as_superuser(
+        database, "select privacy.request_recovery(%s, %s)", "0" * 64, "case 1234: \x1b[2Jfraud"
+    )
+    done = privacy(database, "approve", str(request), login=OFFICER)
+    assert done.stdout == f"Request {request} is approved for an hour.\n"
+    at = "select to_char(at, 'YYYY-MM-DD at HH24:MI') from privacy.audit where id = %s"
+    [(when,)] = as_superuser(database, at, request)
+    said = f"Request {request}, by postgres on {when}: token {'0' * 64}, case 1234: \\x1b[2Jfraud\n"
+    assert done.stderr == said
+
+
+def test_on_a_terminal_an_approval_waits_for_a_yes(database):
+    [(request,)] = as_superuser(database, "select privacy.request_recovery(%s, %s)", "0" * 64, "case 1234: fraud")
+    approved = "select action from privacy.audit where about = %s"
+    command = [sys.executable, "-m", "privacy", "approve", str(request)]
+    for answer, status, found in (("n\n", 1, []), ("y\n", 0, [("recovery approved",)])):
+        ours, theirs = pty.openpty()
+        os.write(ours, answer.encode())
+        done = subprocess.run(command, env=database.env(OFFICER), stdin=theirs, capture_output=True, text=True)
+        os.close(ours)
+        os.close(theirs)
+        assert (done.returncode, as_superuser(database, approved, request)) == (status, found), done.stderr
+
+
+def test_there_are_no_keys(database):
+    as_superuser(database, "delete from masking.keys returning 1")
+    done = privacy(database, "rotate-key")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("Error: masking.keys is empty: restore it from a backup.")
+
+
+def test_no_command_waits_for_a_lock_without_end(database):
+    """By the limit of its own, which is a minute: made short here where the command asks for it."""
+    short = "create schema early; create function early.set_config(text, text, boolean) returns text language sql"
+    as_superuser(database, f"{short} as 'select pg_catalog.set_config($1, ''200ms'', $3)'; select 1")
+    as_superuser(database, "grant usage on schema early to public; select 1")
+    with contextlib.closing(database.connect("postgres")) as holder, holder.cursor() as cursor:
+        cursor.execute("lock table masking.keys")
+        early = {"PGOPTIONS": "-c search_path=early,pg_catalog"}
+        command = [sys.executable, "-m", "privacy", "rotate-key"]
+        done = subprocess.run(command, cwd=ROOT, env=database.env("migrator") | early, capture_output=True, text=True)
+    assert done.returncode == 15
+    assert done.stderr.startswith("PostgreSQL ended a statement: canceling statement due to lock timeout.")
 
 
 def test_a_command_whose_connection_is_lost_says_why(database):
@@ -96,9 +144,14 @@ def test_a_text_that_is_no_key_is_said_to_be_none(database, tmp_path):
     assert (done.returncode, done.stderr) == (16, "Refused by PostgreSQL: not an armored OpenPGP public key.\n")
 
 
-def test_output_that_cannot_be_written_is_one_sentence(database):
-    shell = ["bash", "-c", f"{sys.executable} -m privacy attest --print-contract > /dev/full"]
-    done = subprocess.run(shell, env=database.env("monitor_user"), capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("login", "program"),
+    [("monitor_user", "privacy attest --print-contract"), ("migrator", "migrations")],
+    ids=["privacy", "migrations"],
+)
+def test_output_that_cannot_be_written_is_one_sentence(database, login, program):
+    shell = ["bash", "-c", f"{sys.executable} -m {program} > /dev/full"]
+    done = subprocess.run(shell, cwd=ROOT, env=database.env(login), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "Standard output cannot be written: No space left on device.\n")
 
 
