@@ -42,6 +42,7 @@ ACCEPTED = {
     "leading-zeros": login(app_version="0006.002.0000"),
     "not-an-address": login(ip="localhost"),
     "multicast": login(ip="239.1.2.3"),
+    "no-address-in-both": login(ip="proxy 1.2.3.4000, 2001:db8:", locale="fw 1.2.3.4000, 2001:db8::g"),
     "unknown-fields": login(extra={"ip": ["10.0.0.1"]}, IP="10.0.0.2"),
     "longest-user-id": login(user_id="é" * 128),
     "emoji": login(user_id="🦊"),
