@@ -182,6 +182,15 @@ def test_a_token_is_the_hmac_of_the_canonical_value_under_the_kinds_key(database
     assert {device for _, device in rows} == {token("device_id", "abc-é")}
 
 
+def test_a_user_is_the_same_with_blanks_around_and_shares_a_device_with_nobody(database):
+    """As for an erasure, which finds them all."""
+    land(database, [login(user_id=user) for user in ("p1", " p1", "p1\n\t")] + [login(user_id="p 1", device_id="d")])
+    dbt(database, "build")
+    users = query(database, "select user_id, logins from analytics.users order by logins")
+    assert users == [("p 1", 1), ("p1", 3)]
+    assert query(database, "select users from analytics.shared_devices") == []
+
+
 def test_the_day_is_the_utc_day_of_the_queue_whatever_the_session_thinks(database):
     land(database, [login()])  # sent at 23:59:59.999 UTC
     with database.connect("postgres") as connection, connection.cursor() as cursor:
