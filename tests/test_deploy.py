@@ -393,6 +393,22 @@ def built(folder: Path) -> dict[tuple[str, str], dict]:
     return {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(made)}
 
 
+def test_each_program_has_the_settings_and_one_login_of_its_own(tmp_path):
+    main = shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes") / "kustomization.yaml"
+    main.write_text(f"{main.read_text()}\ncomponents: [follow]\n")
+    logins = {}
+    for (kind, name), document in built(main.parent).items():
+        template = document["spec"]["jobTemplate"]["spec"] if kind == "CronJob" else document.get("spec", {})
+        for container in template.get("template", {}).get("spec", {}).get("containers", []):
+            settings, secret = container["envFrom"]
+            assert settings["configMapRef"]["name"].startswith("settings-"), name
+            logins[name] = secret["secretRef"]["name"]
+    assert logins == {
+        **{"migrate": "migrator", "loader": "loader", "purge": "retention", "attest": "monitor"},
+        **dict.fromkeys(("dbt-build", "dbt-freshness", "dbt-follow"), "transformer"),
+    }
+
+
 def test_an_environment_has_the_logins_of_its_own_stack_and_reaches_its_own_database(tmp_path):
     main = shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes") / "kustomization.yaml"
     text = main.read_text().replace("stack=masked-logins ", "stack=masked-logins-test ")
