@@ -44,7 +44,8 @@ def main(every: float, test_every: float, give_up_after: float, target: str | No
     """Run dbt whenever messages have landed or were erased, and its tests from time to time, until SIGTERM or Ctrl-C.
 
     PG* name the database and the login, which is transformer's. A run that fails is tried again; dbt says on stdout why
-    it failed. Ends with 1 when it has kept failing, and with the loader's exit statuses where there is no database.
+    it failed, and this program on stderr that there is no database. Ends with 1 when it has kept failing, and with the
+    loader's exit statuses where there is no database.
     """
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -63,6 +64,8 @@ def main(every: float, test_every: float, give_up_after: float, target: str | No
                 succeeded, tested = dbt.invoke("run") and dbt.invoke("test") and succeeded, time.monotonic()
         except errors.LoaderError as error:
             succeeded, failure = False, error
+            if give_up_after and not failing_since:
+                error.show()
         else:
             failure = click.ClickException(f"dbt has failed for {give_up_after:.0f} s; what it said is above.")
         failing_since = None if succeeded else failing_since or time.monotonic()

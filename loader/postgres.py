@@ -55,6 +55,7 @@ OF_DBT = re.compile(r'"(analytics|staging)\.')  # the schemas that dbt fills
 REMEDIES = {
     re.compile("remote node|its workers"): "Check this worker of the Citus cluster, and the network to it",
     re.compile("password authentication failed"): "Check PGUSER and PGPASSWORD",
+    re.compile("local user with ID"): "Set PGUSER and PGPASSWORD",  # in a container, whose user has no name
     re.compile("no password supplied"): "Set PGPASSWORD, or the password of this login in the file that ENV_FILE names",
     NOT_YET: "Try again in a moment",
     re.compile("pg_hba.conf"): "Allow this login, database and address in its pg_hba.conf, or set PGSSLMODE as it asks",

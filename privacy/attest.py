@@ -319,6 +319,8 @@ select
         case when rolbypassrls then 'bypasses row security' end, case when rolcreaterole then 'creates roles' end
     ),
     oid <> 10 and not {OF_RDS.format(role="oid")} and (rolname <> 'backup_user' or rolsuper or rolcreaterole)
+    -- From 16 on it creates members of the roles that it may give, as Vault does; before, of every role.
+    and (rolsuper or rolreplication or rolbypassrls or current_setting('server_version_num')::integer < 160000)
     -- RDS: the master user, who stands in for a superuser there
     and not (
         not rolsuper and not rolreplication and not rolbypassrls
@@ -497,10 +499,13 @@ def members(cursor: Cursor) -> Iterator[Item]:
         yield Item("members", not is_off, finding, f"revoke {role} from {member}")
 
 
+NO_POWERS = "nosuperuser nocreaterole noreplication nobypassrls"
+
+
 def powers(cursor: Cursor) -> Iterator[Item]:
     cursor.execute(POWERFUL)
     for role, what, is_off in cursor.fetchall():
-        yield Item("powers", not is_off, f"{role}: {what}", f"alter role {role} nosuperuser noreplication nobypassrls")
+        yield Item("powers", not is_off, f"{role}: {what}", f"alter role {role} {NO_POWERS}")
     for finding in _column(cursor, SLOTS):
         yield Item("powers", False, finding, "raw and the keys too: drop the slot, and use pgoutput with a publication")
     [closable] = _column(cursor, "select count(*) from pg_roles where rolname = 'rds_superuser'")

@@ -387,6 +387,14 @@ def test_the_master_user_and_the_roles_of_rds_are_no_drift(built):
         assert list(found_off(cursor)) == ["master: replication, creates roles"]
 
 
+def test_who_may_create_roles_is_reported_where_that_is_in_every_role(built):
+    """Up to PostgreSQL 15. From 16 on, as Vault's login, it gives what it was given with admin option, and no more."""
+    with superuser(built) as cursor:
+        cursor.execute("create role vault login createrole; grant loader, transformer to vault with admin option")
+        reported = ["vault: creates roles"] if cursor.connection.server_version < 160000 else []
+        assert list(found_off(cursor)) == reported
+
+
 def test_a_slot_that_gets_every_change_is_reported():
     """Of raw and the keys, too, whatever a publication says: such as one of a tool that copies databases."""
     with temporary_server(settings={"wal_level": "logical"}) as server, administration(server) as cursor:

@@ -126,6 +126,15 @@ def test_a_follower_without_a_database_says_so_and_ends(database):
     assert done.stderr.splitlines()[-1].startswith("No database: ")
 
 
+def test_a_follower_that_waits_for_its_database_says_so_at_once(database):
+    settings = database.env("transformer_user") | {"PGPORT": "1"}
+    program = [sys.executable, DBT_PROJECT / "follow.py"]
+    with subprocess.Popen(program, cwd=ROOT, env=settings, stderr=subprocess.PIPE, text=True) as follower:
+        assert follower.stderr.readline().startswith("No database: ")
+        follower.terminate()
+    assert follower.returncode == 0
+
+
 def test_a_follower_says_why_dbt_fails_and_gives_up(database):
     dbt(database, "run")
     query(database, "drop view masking.stg_sqs__messages cascade; select true", login=SUPERUSER)

@@ -393,6 +393,37 @@ def built(folder: Path) -> dict[tuple[str, str], dict]:
     return {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(made)}
 
 
+WORKLOADS = {"Deployment", "Job", "CronJob"}
+
+
+@pytest.fixture
+def pods(tmp_path) -> dict[str, dict]:
+    """The pod template of each program, as kustomize makes it."""
+    main = shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes") / "kustomization.yaml"
+    main.write_text(f"{main.read_text()}\ncomponents: [follow]\n")
+    specs = {name: document["spec"] for (kind, name), document in built(main.parent).items() if kind in WORKLOADS}
+    return {name: spec.get("jobTemplate", {"spec": spec})["spec"]["template"] for name, spec in specs.items()}
+
+
+def test_each_program_has_the_settings_and_one_login_of_its_own(pods):
+    logins = {}
+    for name, pod in pods.items():
+        (container,) = pod["spec"]["containers"]
+        settings, secret = container["envFrom"]
+        assert settings["configMapRef"]["name"].startswith("settings-"), name
+        logins[name] = secret["secretRef"]["name"]
+    assert logins == {
+        **{"migrate": "migrator", "loader": "loader", "purge": "retention", "attest": "monitor"},
+        **dict.fromkeys(("dbt-build", "dbt-freshness", "dbt-follow"), "transformer"),
+    }
+
+
+def test_no_deployment_selects_the_pods_of_another_program(pods):
+    """kubectl logs deploy/dbt-follow would show a build's."""
+    names = [pod["metadata"]["labels"]["app.kubernetes.io/name"] for pod in pods.values()]
+    assert [names.count(name) for name in ("loader", "dbt-follow")] == [1, 1]
+
+
 def test_an_environment_has_the_logins_of_its_own_stack_and_reaches_its_own_database(tmp_path):
     main = shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes") / "kustomization.yaml"
     text = main.read_text().replace("stack=masked-logins ", "stack=masked-logins-test ")

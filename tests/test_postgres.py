@@ -147,6 +147,7 @@ TEXTS = {
     'no pg_hba.conf entry for host "192.0.2.1", user "x", database "y", SSL encryption': (3, "in its pg_hba.conf"),
     'no pg_hba.conf entry for host "192.0.2.1", user "x", database "y", no encryption': (3, "in its pg_hba.conf"),
     'pg_hba.conf rejects connection for host "192.0.2.1", user "x", database "y", SSL encryption': (3, "pg_hba.conf"),
+    "local user with ID 10001 does not exist": (3, "Set PGUSER and PGPASSWORD"),
     "unsupported startup parameter: options": (3, "Unset PGOPTIONS, or name it in PgBouncer's ignore_startup"),
     'definition of service "x" not found': (3, "Check PGSERVICE and its file"),
     "transaction blocks not allowed in statement pooling mode": (3, "Set PgBouncer's pool_mode to transaction"),
