@@ -87,7 +87,8 @@ def test_failures_that_are_stored_stop_later_builds_only_where_there_are_some(bu
     stored = "not_null_user_logins_user_id"
     with contextlib.closing(built.connect("transformer_user")) as connection, connection, connection.cursor() as cursor:
         cursor.execute(f"insert into staging.{stored} (user_id) values ('u1')")
-    assert [each.failures for each in dbt(built, *reaches, expect=False).result] == [1]
+    tested = dbt(built, *reaches, expect=False).result
+    assert [each.failures for each in tested if each.status == "fail"] == [1]
     dbt(built, "test", "--store-failures", "--select", stored)
     dbt(built, *reaches)
 
