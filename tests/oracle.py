@@ -178,11 +178,10 @@ def login(body, keys):
     [event] = parse(body)
     (_, ip), (_, device_id) = masked_values(body)
     major, minor, patch, *_ = *map(int, event["app_version"].split(".")), 0, 0
-    locale = event.get("locale") or ""
     return {
-        "user_id": event["user_id"],
-        "device_type": event["device_type"],
-        "locale": locale if locale.strip(BLANKS) else None,
+        "user_id": event["user_id"].strip(BLANKS),
+        "device_type": event["device_type"].strip(BLANKS),
+        "locale": (event.get("locale") or "").strip(BLANKS) or None,
         "app_version": major * 1_000_000 + minor * 1_000 + patch,
         "masked_ip": token(keys["ip"], ip),
         "masked_device_id": token(keys["device_id"], device_id),

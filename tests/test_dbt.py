@@ -42,6 +42,7 @@ ACCEPTED = {
     "leading-zeros": login(app_version="0006.002.0000"),
     "not-an-address": login(ip="localhost"),
     "multicast": login(ip="239.1.2.3"),
+    "no-address-in-both": login(ip="proxy 1.2.3.4000, 2001:db8:", locale="fw 1.2.3.4000, 2001:db8::g"),
     "unknown-fields": login(extra={"ip": ["10.0.0.1"]}, IP="10.0.0.2"),
     "longest-user-id": login(user_id="é" * 128),
     "emoji": login(user_id="🦊"),
@@ -179,6 +180,15 @@ def test_a_token_is_the_hmac_of_the_canonical_value_under_the_kinds_key(database
     rows = query(database, "select masked_ip, masked_device_id from analytics.user_logins")
     assert Counter(ip for ip, _ in rows) == Counter(token("ip", canonical) for canonical in addresses.values())
     assert {device for _, device in rows} == {token("device_id", "abc-é")}
+
+
+def test_a_user_is_the_same_with_blanks_around_and_shares_a_device_with_nobody(database):
+    """As for an erasure, which finds them all."""
+    land(database, [login(user_id=user) for user in ("p1", " p1", "p1\n\t")] + [login(user_id="p 1", device_id="d")])
+    dbt(database, "build")
+    users = query(database, "select user_id, logins from analytics.users order by logins")
+    assert users == [("p 1", 1), ("p1", 3)]
+    assert query(database, "select users from analytics.shared_devices") == []
 
 
 def test_the_day_is_the_utc_day_of_the_queue_whatever_the_session_thinks(database):

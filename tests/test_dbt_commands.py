@@ -80,6 +80,19 @@ def test_a_run_that_failed_is_retried_from_where_it_failed(built, tmp_path):
     assert "int_messages__masked" not in {node.node.name for node in retried}
 
 
+def test_failures_that_are_stored_stop_later_builds_only_where_there_are_some(built):
+    dbt(built, "test", "--store-failures", "--exclude", "tag:full_scan")
+    reaches = ("test", "--select", "assert_an_erasure_reaches_every_table")
+    dbt(built, *reaches)
+    stored = "not_null_user_logins_user_id"
+    with contextlib.closing(built.connect("transformer_user")) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(f"insert into staging.{stored} (user_id) values ('u1')")
+    tested = dbt(built, *reaches, expect=False).result
+    assert [each.failures for each in tested if each.status == "fail"] == [1]
+    dbt(built, "test", "--store-failures", "--select", stored)
+    dbt(built, *reaches)
+
+
 def test_a_load_that_is_erased_whole_is_nothing_for_dbt_to_take(database):
     dbt(database, "run")
     land(database, [LOGIN % (1, 1, 1)])

@@ -353,6 +353,29 @@ def test_a_field_that_is_masked_from_now_on_is_not_left_published(database, proj
     assert query(database, tables) == [("masking.base_sqs__messages",)]
 
 
+@pytest.mark.parametrize(("was", "is_now"), [("integer", "text, longest: 9"), ("version", "integer")])
+def test_a_field_of_another_type_is_not_mixed_with_what_it_was(database, project, was, is_now):
+    """A column of integers takes versions too, and the other way about."""
+    values = {"integer": 7, "text, longest: 9": "7", "version": "1.2"}
+    project.declare(FIELDS, f"{FIELDS}\n        network: {{type: {was}}}")
+    project.migrate(database)
+    land(database, [message(network=values[was])])
+    project.dbt(database, "run")
+
+    project.declare(f"network: {{type: {was}}}", f"network: {{type: {is_now}}}")
+    project.migrate(database)
+    land(database, [message(2, network=values[is_now])], prefix="later")
+    for command in (["run"], ["run", "--full-refresh"]):
+        failed = project.dbt(database, *command, expect=False)
+        said = next(node.message for node in failed.result if node.status == "error")
+        assert "staging.int_messages__masked.network has another type than" in said
+    [statement] = re.findall("alter table .*?::[a-z]+", said)
+    query(database, f"{statement}; select 1", login="transformer_user")
+    project.dbt(database, "build", "--full-refresh")
+    staged = "select network::text from staging.int_messages__masked where message_id = 'later0'"
+    assert query(database, staged, login="transformer_user") == [("7",)]
+
+
 USER_DAYS = """
 {{ config(materialized='incremental', contract={'enforced': false}) }}
 select user_id, create_date, count(*) as logins from {{ ref('user_logins') }} group by user_id, create_date
@@ -438,6 +461,12 @@ WRONG = {
         "required: 'no'}\n        device_type",
         "required is true or false",
     ),
+    "field-of-nothing": (FIELDS, f"{FIELDS}\n        network:", "field network: nothing is declared"),
+    "subject-in-a-list": ("subject: user_id", "subject: [user_id]", "subject is the name of a field"),
+    "queues-of-nothing": ("queues: [login-queue]", "queues:", "queues is a list of queues' names"),
+    "queue-with-a-colon": ("queues: [login-queue]", "queues: {login-queue: 1}", "queues is a list of queues' names"),
+    "path-of-nothing": ("locale: {type", "locale: {path: null, type", "field locale: path is names with dots between"),
+    "path-no-text": ("locale: {type", "locale: {path: 1.10, type", "field locale: path is names with dots between"),
     "empty-path": ("locale: {type", "locale: {path: 'app.', type", "field locale: path"),
     "path-with-a-quote": ("locale: {type", "locale: {path: app.it's, type", "field locale: path"),
     "path-of-64-bytes": (

@@ -15,18 +15,35 @@
 
 
 {# A field is declared no more, or masked from now on. What was published of it would stay, in silence, and a mart that
-   still names it would go on. #}
+   still names it would go on. Or it has another type: a table may take that as well, and then has both kinds of values. #}
 {% macro refuse_undeclared_columns() -%}
     {%- set table = load_cached_relation(this) if execute and not should_full_refresh() -%}
     {%- if table -%}
         {%- set declared = model.columns | list + declared_columns() -%}
-        {%- for column in adapter.get_columns_in_relation(table) if column.name not in declared -%}
+        {%- set held = adapter.get_columns_in_relation(table) -%}
+        {%- for column in held if column.name not in declared -%}
             {%- do exceptions.raise_compiler_error(
                 this.schema ~ '.' ~ this.identifier ~ ' has ' ~ column.name ~ ', which is declared no more. Take it out of'
                 ~ ' the models, then drop it everywhere: make build ARGS=--full-refresh'
             ) -%}
         {%- endfor -%}
+        {%- for is_now in adapter.get_columns_in_relation(ref('stg_sqs__messages')) -%}
+            {%- for column in held if column.name == is_now.name and column.data_type != is_now.data_type -%}
+                {%- do refuse_another_type(table, column.name, is_now.data_type) -%}
+            {%- endfor -%}
+        {%- endfor -%}
     {%- endif -%}
+{%- endmacro %}
+
+
+{% macro refuse_another_type(table, column, type) -%}
+    {%- set table = table.schema ~ '.' ~ table.identifier -%}
+    {%- do exceptions.raise_compiler_error(
+        table ~ '.' ~ column ~ ' has another type than ' ~ type ~ ', which the project has. Change it first: alter table '
+        ~ table ~ ' alter column ' ~ column ~ ' type ' ~ type ~ ' using ' ~ column ~ '::' ~ type ~ ' (or using null, if'
+        ~ " values cannot be converted). Views that show it have to be dropped for that; the project's are made anew by"
+        ~ ' dbt run. Then: make build ARGS=--full-refresh'
+    ) -%}
 {%- endmacro %}
 
 

@@ -31,6 +31,7 @@
             {%- do same_everywhere(where ~ ', field ' ~ field, field, fields[field], columns) -%}
         {%- endfor -%}
         {%- do no_path_inside_another(where, fields) -%}
+        {%- do texts(where, 'subject', [it.subject], '(?s).*', 'the name of a field') -%}
         {%- if it.subject not in fields or fields[it.subject].masked_as or fields[it.subject].type != 'text'
             or not fields[it.subject].required -%}
             {%- do wrong(where, 'subject: ' ~ it.subject ~ ' is not one of its fields that is open, text and required') -%}
@@ -46,6 +47,7 @@
 
 {% macro declared_field(where, name, declared, kinds) -%}
     {%- do plain_name(where, name) -%}
+    {%- do declared_as(where, declared) -%}
     {%- set masked = 'masked_as' in declared -%}
     {%- do declared_as(where, declared, required=['masked_as' if masked else 'type'], optional=['path', 'required', 'longest']) -%}
     {%- if masked -%}
@@ -55,7 +57,8 @@
     {%- endif -%}
     {%- set type = 'text' if masked else declared.type -%}
     {%- if declared.get('required', false) is not boolean -%}{%- do wrong(where, 'required is true or false') -%}{%- endif -%}
-    {%- set path = (declared.get('path', name) | string).split('.') -%}
+    {%- set path = declared.get('path', name) -%}
+    {%- set path = path.split('.') if path is string else [path] -%}
     {%- do texts(where, 'path', path, "[^'\"{},\\\\]+", 'names with dots between, without quotes, commas and braces') -%}
     {%- if path | length == 1 and path[0].encode() | length > 63 -%}  {#- it becomes a column's name -#}
         {%- do wrong(where, 'path: ' ~ path[0] ~ ' is longer than the 63 bytes that PostgreSQL takes of a name') -%}
@@ -132,8 +135,8 @@
 
 {# A list of texts, each in full as this regular expression. YAML has other sorts of values: null, no, 0. #}
 {% macro texts(where, key, list, pattern, wanted) -%}
-    {%- set ns = namespace(right=list is sequence and list is not string) -%}
-    {%- for text in list if ns.right -%}
+    {%- set ns = namespace(right=list is sequence and list is not string and list is not mapping) -%}
+    {%- for text in (list if ns.right else []) if ns.right -%}
         {%- set ns.right = text is string and modules.re.fullmatch(pattern, text) is not none -%}
     {%- endfor -%}
     {%- if not ns.right -%}{%- do wrong(where, key ~ ' is ' ~ wanted) -%}{%- endif -%}

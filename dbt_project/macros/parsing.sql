@@ -93,11 +93,11 @@
 {%- endmacro %}
 
 
-{# What is published of an open field. Blank text is null, which it can only be where the field is not required. #}
+{# What is published of an open field. Blanks around a text do not count, as in a masked one and in whom an erasure finds:
+   " p1" would be another user than "p1". Blank text is null, which it can only be where the field is not required. #}
 {% macro open_value(field) -%}
     {%- set text = text_of(field.events) -%}
-    {%- if field.type == 'text' and field.required -%} {{ text }}
-    {%- elif field.type == 'text' -%} case when {{ is_blank(text) }} then null else {{ text }} end
+    {%- if field.type == 'text' -%} nullif({{ trimmed(text) }}, '')
     {%- elif field.type == 'version' -%} {{ pack_version('(' ~ text ~ ')') }}
     {%- elif field.type == 'timestamp' -%} masking.parse_timestamp({{ text }})
     {%- else -%} ({{ text }})::{{ {'integer': 'bigint', 'boolean': 'boolean'}[field.type] }}
@@ -105,7 +105,10 @@
 {%- endmacro %}
 
 
-{% macro is_blank(text) -%} btrim({{ text }}, E' \t\n\r\x0B\f') = '' {%- endmacro %}
+{% macro trimmed(text) -%} btrim({{ text }}, E' \t\n\r\x0B\f') {%- endmacro %}
+
+
+{% macro is_blank(text) -%} {{ trimmed(text) }} = '' {%- endmacro %}
 
 
 {# Why a message is not accepted, or null when it is; the first reason found. Never a value. #}

@@ -39,13 +39,7 @@
 {% macro change_columns(existing, rebuilt) -%}
     {%- set changes = check_for_schema_changes(rebuilt, existing) -%}
     {%- for column in changes['new_target_types'] -%}
-        {%- set table = existing.schema ~ '.' ~ existing.identifier -%}
-        {%- do exceptions.raise_compiler_error(
-            table ~ ' cannot be rebuilt in place: ' ~ column.column_name ~ ' would be retyped. Change it first: alter'
-            ~ ' table ' ~ table ~ ' alter column ' ~ column.column_name ~ ' type ' ~ column.new_type
-            ~ ' using ' ~ column.column_name ~ '::' ~ column.new_type ~ '. Views that show it have to be dropped for'
-            ~ " that; the project's are made anew by dbt run."
-        ) -%}
+        {%- do refuse_another_type(existing, column.column_name, column.new_type) -%}
     {%- endfor -%}
     {%- if changes['target_not_in_source'] -%}
         {%- do drop_views_on(existing, changes['target_not_in_source'] | map(attribute='name') | list) -%}

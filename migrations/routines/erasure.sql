@@ -163,7 +163,8 @@ create or replace function privacy.naming(person text) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 return format(
     case
-        when person ~ '^[0-9.eE+-]+$' then '%1$s%2$s%3$s%2$s%1$s|(?:%1$s%2$s:|\[(?:[^]["''{}]*,)?)%2$s%3$s%2$s[],}]'
+        when person ~ '^[0-9.eE+-]+$' then
+            '%1$s%2$s%3$s%2$s%1$s|(?:%1$s%2$s:|(?:\[|(?:%1$s|[]}])%2$s,)(?:[^]["''{}]*,)?)%2$s%3$s%2$s[],}]'
         else '%1$s%2$s%3$s%2$s%1$s'
     end,
     '(?:''|' || privacy.as_json_writes('"') || ')',

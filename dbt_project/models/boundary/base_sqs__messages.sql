@@ -29,7 +29,7 @@ select
     {%- endfor %}
 
     -- open fields and tokens, of accepted messages only
-    case when verdict.reason is null then btrim({{ subject() }}, E' \t\n\r\x0B\f') end as subject,
+    case when verdict.reason is null then {{ trimmed(subject()) }} end as subject,
     {%- for field in open_fields %}
     case when verdict.reason is null then {{ open_value(field) }} end as {{ field.name }},
     {%- endfor %}
