@@ -8,7 +8,10 @@
     freshness lint clean compose-test requirements sbom rotate-key reveal approve forget leakcheck chaos attest contract \
     purge bench-dbt .writable
 
-PYTHON ?= python3
+# dbt-core 1.11 does not start on Python 3.14
+SUPPORTED = import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))
+PYTHON ?= $(or $(shell for each in python3 python3.13 python3.12 python3.11 python3.10; do \
+    $$each -c '$(SUPPORTED)' 2>/dev/null && echo $$each && break; done),python3)
 # not ?=, because make itself sets AS, the assembler
 AS = analyst_user
 
@@ -30,10 +33,12 @@ help:  ## show this list
 install: .venv/installed  ## create or update .venv
 
 .venv/installed: requirements-dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	    { echo 'Python 3.10 or newer is needed; if it has another name: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@$(PYTHON) -c '$(SUPPORTED)' || { \
+	    echo 'Python 3.10 to 3.13 is needed: dbt does not run on others. If you have one elsewhere: make PYTHON=... demo;' \
+	        'without one: make .env, docker compose up' >&2; exit 1; \
+	}
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-	    { echo 'This Python cannot make a .venv: apt install python3-venv' >&2; exit 1; }
+	    { echo 'This Python cannot make a .venv: apt install $(or $(filter python3%,$(notdir $(PYTHON))),python3)-venv' >&2; exit 1; }
 	@echo 'Installing Python packages into .venv (about a minute) ...' >&2
 	@$(PYTHON) -m venv .venv
 	@$(call pip_install,requirements-dev.txt,.venv)

@@ -13,8 +13,8 @@ from local.stack import NO_CAPABILITIES
 ROOT = Path(__file__).parents[1]
 
 
-def make(*arguments, folder=ROOT):
-    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True)
+def make(*arguments, folder=ROOT, **settings):
+    return subprocess.run(["make", *arguments], cwd=folder, env=os.environ | settings, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_help_is_the_default_and_lists_every_target():
 @pytest.mark.parametrize(
     ("script", "sentence"),
     [
-        pytest.param('case "$2" in *version*) exit 1; esac', "Python 3.10 or newer is needed", id="old-python"),
+        pytest.param('case "$2" in *version*) exit 1; esac', "Python 3.10 to 3.13 is needed", id="another-python"),
         pytest.param('case "$2" in *ensurepip*) exit 1; esac', "apt install python3-venv", id="no-venv"),
     ],
 )
@@ -46,6 +46,17 @@ def test_what_is_missing_is_said_with_its_remedy(fresh, script, sentence):
     assert result.returncode == 2
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_python_that_dbt_runs_on_is_taken_where_the_usual_one_is_newer(fresh):
+    for name in ("python3", "python3.13"):
+        (fresh / name).write_text('#!/bin/sh\ncase "$2" in *version*) exit 1; esac\n')
+    (fresh / "python3.12").write_text(PIP % 0)
+    for python in fresh.glob("python3*"):
+        python.chmod(0o755)
+    result = make("install", folder=fresh, PATH=f"{fresh}:{os.defpath}")
+    assert result.returncode == 0, result.stderr
+    assert (fresh / ".venv" / "bin" / "python").read_text() == PIP % 0
 
 
 def test_settings_that_could_not_be_written_are_not_there(fresh):
