@@ -97,6 +97,6 @@ def test_a_browser_shows_a_model_and_its_lineage_and_asks_nobody(page):
     text = unescape(re.sub(r"<[^>]+>", " ", opened.dom))
     assert "Lineage Graph" in text
     assert "<canvas" in opened.dom
-    assert "Id of the user, as the app sends it." in text
+    assert "Id of the user, as the app sends it, without blanks around it." in text
     assert opened.requests == []
     assert [said for said in opened.console if HARMLESS not in said] == []
