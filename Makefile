@@ -6,7 +6,7 @@
 .NOTPARALLEL:
 .PHONY: help install demo test up down env send bootstrap login load migrate build docs report status doctor redrive bench \
     freshness lint clean compose-test requirements sbom rotate-key reveal approve forget leakcheck chaos attest contract \
-    purge bench-dbt .writable
+    purge bench-dbt .writable .anew
 
 # dbt-core 1.11 does not start on Python 3.14
 SUPPORTED = import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))
@@ -30,9 +30,13 @@ pip_install = { $(2)/bin/python -m pip install --disable-pip-version-check --req
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-install: .venv/installed  ## create or update .venv
+# .venv is made anew where it cannot work: the path is in its scripts, and its packages are for one minor version of Python.
+WORKS = .venv/bin/python -c 'import click' >/dev/null 2>&1 && grep -qsF "$$(realpath .venv/bin)/python" .venv/bin/dbt
+STALE := $(if $(wildcard .venv/installed),$(shell $(WORKS) || echo --clear))
 
-.venv/installed: requirements-dev.txt
+install: .venv/installed  ## create or update .venv, also after Python or the folder has changed
+
+.venv/installed: requirements-dev.txt $(if $(STALE),.anew)
 	@$(PYTHON) -c '$(SUPPORTED)' || { \
 	    echo 'Python 3.10 to 3.13 is needed: dbt does not run on others. If you have one elsewhere: make PYTHON=... demo;' \
 	        'without one: make .env, docker compose up' >&2; exit 1; \
@@ -40,11 +44,11 @@ install: .venv/installed  ## create or update .venv
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	    { echo 'This Python cannot make a .venv: apt install $(or $(filter python3%,$(notdir $(PYTHON))),python3)-venv' >&2; exit 1; }
 	@echo 'Installing Python packages into .venv (about a minute) ...' >&2
-	@$(PYTHON) -m venv .venv
-	@$(call pip_install,requirements-dev.txt,.venv)
-	@touch $@
+	@exec 3<$<; flock 3; test $@ -nt $< && $(WORKS) || { \
+	    $(PYTHON) -m venv $(STALE) .venv && $(call pip_install,$<,.venv) && touch $@; \
+	}
 
-demo: install  ## run generated logins through the whole pipeline, after six weeks of history; run it again to add more
+demo: install .writable  ## run generated logins through the whole pipeline, after six weeks of history; run it again to add more
 	@$(LOCAL) demo
 
 test: install  ## run every test, on servers of its own (ARGS='-k name' for some)
@@ -102,7 +106,7 @@ build: install .writable  ## mask, build and test with dbt (ARGS='--full-refresh
 
 docs: install .writable  ## write the documentation of every table and column, as one HTML file
 	@$(LOCAL) run --as transformer_user -- $(BIN)/dbt --quiet docs generate --static $(PROJECT)
-	@echo dbt_project/target/static_index.html
+	@echo "$${DBT_TARGET_PATH:-dbt_project/target}/static_index.html"
 
 report: install  ## write the report for analysts, as HTML pages that work from disk
 	@$(LOCAL) run --as analyst_user -- $(BIN)/python -m report $(ARGS)

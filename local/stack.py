@@ -42,6 +42,7 @@ SETTINGS = {
 SETPRIV = ("setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all")
 NO_CAPABILITIES = SETPRIV if os.getuid() == 0 and shutil.which("setpriv") else ()
 ELSEWHERE = ("PG", "AWS_")  # how the variables begin that lead to other servers
+OF_ANOTHER = "set LOCAL_STATE to a folder of yours, or act as its owner"
 STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 log = logging.getLogger("local")
@@ -93,7 +94,7 @@ class Stack:
 
     @property
     def running(self) -> bool:
-        return bool(self._postgres_pid() and self._sqs_pid())
+        return bool(self._sqs_pid() and self._postgres_pid())
 
     def environment(self, login: str, database: str | None = None) -> dict[str, str]:
         """What libpq and boto3 read in order to connect as this login."""
@@ -224,7 +225,7 @@ class Stack:
             self.folder.chmod(0o755)  # PostgreSQL's user passes through; what is secret in it is closed by itself
             lock = (self.folder / "lock").open("w")
         except OSError as error:
-            raise StackError(f"{self.folder} cannot be used ({error.strerror}): act as its owner.") from None
+            raise StackError(f"{self.folder} cannot be used ({error.strerror}): {OF_ANOTHER}.") from None
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -236,7 +237,7 @@ class Stack:
         except FileNotFoundError:
             known = {"ports": PORTS | self._ports, "passwords": {}}
         except PermissionError:
-            raise StackError(f"{file} is for its owner alone: act as that user.") from None
+            raise StackError(f"{file} is for its owner alone: {OF_ANOTHER}.") from None
         new = {name: password() for name in (SUPERUSER, *LOGINS) if name not in known["passwords"]}
         return known | {"passwords": known["passwords"] | new}
 

@@ -269,3 +269,30 @@ def test_a_new_image_is_migrated_before_its_loader_starts(aws: Aws):
         "PurgeTask": old,
         "AttestTask": old,
     }
+
+
+def test_programs_move_and_a_stack_that_is_live_no_more_can_be_removed_without_its_queues(aws: Aws):
+    aws.deploy("production", Live="yes")
+    url, database = aws.outputs("production")["QueueUrl"], aws.resources("production")["Database"]
+
+    def programs() -> tuple[bool, int, int]:
+        """Whether the loader is a service, and how many triggers and schedules there are."""
+        cluster = aws.outputs("production")["Cluster"]
+        return (
+            bool(aws.client("ecs").list_services(cluster=cluster)["serviceArns"]),
+            len(aws.client("lambda").list_event_source_mappings()["EventSourceMappings"]),
+            len(aws.client("scheduler").list_schedules()["Schedules"]),
+        )
+
+    for run_on, expected in (("lambda", (False, 1, 4)), ("kubernetes", (False, 0, 0)), ("ecs", (True, 0, 4))):
+        assert aws.deploy("production", update=True, Live="yes", RunOn=run_on) == "UPDATE_COMPLETE"
+        assert programs() == expected
+        assert aws.outputs("production")["QueueUrl"] == url
+        assert aws.resources("production")["Database"] == database
+
+    assert aws.deploy("production", update=True, Live="no") == "UPDATE_COMPLETE"
+    [instance] = aws.client("rds").describe_db_instances()["DBInstances"]
+    assert not instance["DeletionProtection"]
+    aws.client("cloudformation").delete_stack(StackName="production")
+    until(lambda: not aws.client("rds").describe_db_instances()["DBInstances"])
+    assert len(aws.client("sqs").list_queues()["QueueUrls"]) == 2

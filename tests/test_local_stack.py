@@ -14,7 +14,7 @@ import pytest
 
 from local.postgres import Account, choose_postgres, find_postgres, major
 from local.processes import StackError, wait
-from local.stack import DATABASE, LOGINS, SUPERUSER, Stack
+from local.stack import DATABASE, LOGINS, NO_CAPABILITIES, SUPERUSER, Stack
 from tests import faults
 from tests.pgbouncer import PGBOUNCER, answers
 
@@ -243,6 +243,22 @@ def test_another_users_stack_is_left_alone(hidden):
     os.chown(own.folder / "postgres", 12345, 12345)
     with pytest.raises(StackError, match="postgres is not the folder that was made here"):
         own.up()
+
+
+@as_root
+@pytest.mark.parametrize("action", [["up"], ["down"], ["env"], ["send"], ["run", "--as", "migrator", "--", "true"]])
+def test_who_works_in_anothers_checkout_is_told_to_have_a_folder_of_their_own(folder, action):
+    state = folder / "state"
+    for name in ("postgres", "sqs"):
+        (state / name).mkdir(parents=True)
+    (state / "stack.json").touch(mode=0o600)
+    for path in (state, *state.iterdir()):
+        os.chown(path, 12345, 12345)
+    command = [*NO_CAPABILITIES, sys.executable, "-m", "local", *action]
+    environment = os.environ | {"LOCAL_STATE": str(state)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "set LOCAL_STATE to a folder of yours, or act as its owner" in done.stderr
 
 
 # Which PostgreSQL.

@@ -68,7 +68,7 @@ def test_settings_that_could_not_be_written_are_not_there(fresh):
 # Plays Python and its pip: makes a .venv of itself, and collects 45 packages.
 PIP = """#!/bin/sh
 case "$*" in
-*"venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python;;
+*"venv "*.venv) mkdir -p .venv/bin; cp "$0" .venv/bin/python;;
 *"pip install"*) for n in $(seq 45); do echo "Collecting p$n"; done; echo "Installing collected packages: p1"; exit %d;;
 esac
 """
@@ -83,6 +83,18 @@ def test_the_installation_shows_progress_and_its_failure_is_one(fresh, status):
     everything = len(PINNED.findall((ROOT / "requirements-dev.txt").read_text()))
     assert f"    20 of {everything} packages\n    40 of {everything} packages\n    unpacking\n" in result.stderr
     assert (result.returncode == 0) == (fresh / ".venv" / "installed").exists() == (status == 0)
+
+
+def test_two_that_install_at_once_install_once(fresh):
+    """As `make demo` in one terminal and `make test` in another do."""
+    python = fresh / "python"
+    python.write_text(
+        PIP.replace("exit %d", "echo install >> log; sleep 0.5; echo '#!'$PWD/.venv/bin/python > .venv/bin/dbt")
+    )
+    python.chmod(0o755)
+    both = [subprocess.Popen(["make", "-s", "install", f"PYTHON={python}"], cwd=fresh) for _ in range(2)]
+    assert [each.wait() for each in both] == [0, 0]
+    assert (fresh / "log").read_text() == "install\n"
 
 
 @pytest.mark.parametrize("command", ["load", "status", "doctor", "redrive"])
@@ -101,7 +113,26 @@ def installed(fresh: Path) -> Path:
     programs = fresh / ".venv" / "bin"
     programs.mkdir(parents=True)
     (fresh / ".venv" / "installed").touch()
+    (programs / "dbt").write_text(f"#!{programs}/python\n")
     return programs
+
+
+@pytest.mark.parametrize("python", [None, "#!/bin/sh\n", "#!/bin/sh\nexit 1\n"], ids=["gone", "works", "upgraded"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_was_installed_elsewhere_or_with_another_python_is_installed_anew(fresh, python, moved):
+    """After an upgrade of the system, .venv has the new Python and the packages of the old one, or no Python at all."""
+    programs = installed(fresh)
+    if python:
+        (programs / "python").write_text(python)
+        (programs / "python").chmod(0o755)
+    (fresh / "newest").write_text(PIP.replace("mkdir", "echo $*; mkdir") % 0)
+    (fresh / "newest").chmod(0o755)
+    folder = fresh.rename(fresh.with_name(f"{fresh.name}-moved")) if moved else fresh
+    result = make("-s", "install", "PYTHON=./newest", folder=folder)
+    assert result.returncode == 0, result.stderr
+    works = python == "#!/bin/sh\n" and not moved
+    assert ("-m venv --clear .venv" in result.stdout) != works
+    assert (folder / ".venv" / "installed").exists()
 
 
 def test_targets_run_one_after_the_other_also_with_j(fresh):
@@ -113,8 +144,9 @@ def test_targets_run_one_after_the_other_also_with_j(fresh):
     assert (begun.split()[0], ended) == ("begin", begun.replace("begin", "end", 1))
 
 
+@pytest.mark.parametrize("target", ["build", "demo", "docs"])
 @pytest.mark.parametrize("others", ["", "logs", "logs/dbt.log", "target"])
-def test_dbt_says_where_it_cannot_write(fresh, others):
+def test_dbt_says_where_it_cannot_write(fresh, others, target):
     """As Airflow's user, or after somebody has run the demo as root. dbt itself would print nothing."""
     (installed(fresh) / "python").symlink_to("/bin/true")
     for folder in ("logs", "target") if others else ():
@@ -123,14 +155,16 @@ def test_dbt_says_where_it_cannot_write(fresh, others):
     path.touch(mode=0o400) if path.suffix else path.mkdir(exist_ok=True)
     path.chmod(0o500)
 
-    def build(**settings):
-        command = [*NO_CAPABILITIES, "make", "-s", "build"]
+    def run(**settings):
+        command = [*NO_CAPABILITIES, "make", "-s", target]
         return subprocess.run(command, cwd=fresh, env=os.environ | settings, capture_output=True, text=True)
 
-    result = build()
+    result = run()
     assert result.returncode == 2
     assert f"dbt cannot write to dbt_project/{others.split('/')[0]}" in result.stderr
-    assert build(DBT_LOG_PATH=str(fresh / "of mine"), DBT_TARGET_PATH=str(fresh / "too")).returncode == 0
+    elsewhere = run(DBT_LOG_PATH=str(fresh / "of mine"), DBT_TARGET_PATH=str(fresh / "too"))
+    assert elsewhere.returncode == 0
+    assert elsewhere.stdout == (f"{fresh / 'too'}/static_index.html\n" if target == "docs" else "")
 
 
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "deploy/requirements-lint.txt")
