@@ -175,6 +175,8 @@ WRONG_SHAPES = {
     "url-empty": ("GetQueueUrl", b'{"QueueUrl": ""}'),
     "attributes-in-a-list": ("GetQueueAttributes", b'{"Attributes": []}'),
     "timeout-that-is-no-number": ("GetQueueAttributes", b'{"Attributes": {"VisibilityTimeout": "soon"}}'),
+    "timeout-of-ages": ("GetQueueAttributes", b'{"Attributes": {"VisibilityTimeout": "99999999999"}}'),
+    "retention-of-ages": ("GetQueueAttributes", b'{"Attributes": {"MessageRetentionPeriod": "99999999999"}}'),
     "counter-that-is-no-number": ("GetQueueAttributes", b'{"Attributes": {"ApproximateNumberOfMessages": "many"}}'),
     "policy-that-is-no-json": ("GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": "none"}}'),
     "policy-in-a-list": ("GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": "[1]"}}'),
