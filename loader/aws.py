@@ -524,7 +524,7 @@ def is_id(text: str) -> bool:
 
 
 def is_number(value: object) -> bool:
-    return bool(re.fullmatch(r"-?[0-9]{1,19}", str(value)))
+    return bool(re.fullmatch(r"-?[0-9]{1,10}", str(value)))  # in seconds, 317 years: more is beyond what Python waits
 
 
 def is_attributes(answer: dict) -> bool:

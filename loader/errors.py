@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from contextlib import suppress
 from typing import IO, Any
 
 import click
@@ -18,7 +19,9 @@ class LoaderError(click.ClickException):
     remedy = ""  # where the error brings none of its own
 
     def __init__(self, **details: object):
-        super().__init__(" ".join(self.__doc__.format(**({"remedy": self.remedy} | details)).split()))
+        # `python -OO` leaves no docstrings.
+        text = self.__doc__ or f"Error: {self.meaning}. Unset PYTHONOPTIMIZE to see more."
+        super().__init__(" ".join(text.format(**({"remedy": self.remedy} | details)).split()))
 
     @property
     def exit_code(self) -> int:
@@ -88,7 +91,7 @@ class MessagesRefused(LoaderError):
 
 
 class NotWell(LoaderError):
-    """{failed} checks failed; each line says what to do."""
+    """Failed checks: {failed}. The line of each says what to do."""
 
     exit_status, meaning = 11, "status, doctor, attest: something needs attention"
 
@@ -158,14 +161,19 @@ class SequenceBehind(LoaderError):
 
 def run(program: click.Command, name: str, **options: Any) -> None:
     """Runs a program. It ends with a sentence as well where nothing more can be written to standard output."""
+    with suppress(AttributeError):  # closed, or replaced
+        sys.stdout.reconfigure(errors="backslashreplace")  # what its encoding lacks; stderr does so by itself
     try:
         program(prog_name=name, **options)
     except OSError as error:
         if error.errno not in NO_ROOM_FOR_OUTPUT:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python would try once more at its end
-        BadSetting(problem=f"Standard output cannot be written: {error.strerror}.").show()
-        sys.exit(BadSetting.exit_status)
+        ending = error.__context__  # what the program was about to end with, where it is more than that
+        if not isinstance(ending, LoaderError):
+            ending = BadSetting(problem=f"Standard output cannot be written: {error.strerror}.")
+        ending.show()
+        sys.exit(ending.exit_status)
 
 
 def exit_statuses() -> str:

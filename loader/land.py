@@ -168,12 +168,18 @@ class Database:
 
     def make_sure_that_others_land(self, queue: str, refusal: Refused) -> None:
         """By a made-up message, rolled back. What is refused as well says nothing against the one at hand."""
-        try:
-            with self.transaction() as cursor:
-                insert(cursor, queue, made_up(1))
-                cursor.connection.rollback()
-        except Refused:
-            raise errors.NothingLands(reason=refusal) from None
+        began = time.monotonic()
+        for attempt in itertools.count():
+            try:
+                with self.transaction() as cursor:
+                    insert(cursor, queue, made_up(1))
+                    return cursor.connection.rollback()
+            except Refused:
+                raise errors.NothingLands(reason=refusal) from None
+            except Away as away:
+                if self.stopping.is_set():
+                    raise
+                self.wait_for_it(away, began, attempt)
 
     def look(self) -> None:
         """Makes sure of a database that nobody uses just now; waits for it, and gives up on it, as who lands does."""
@@ -207,10 +213,8 @@ class Database:
                 self.connection.commit()
                 self.there.set()
             except psycopg2.Error as error:
-                trouble = explained(error)
-                if not self.connection and isinstance(trouble, TooMuch):
-                    trouble = Away(trouble.trouble)  # while connecting, it is not these messages that are too much
-                if isinstance(trouble, (Refused, TooMuch)) and self.connection:
+                trouble = explained(error, landing=bool(self.connection))
+                if isinstance(trouble, (Refused, TooMuch)):
                     with suppress(psycopg2.Error):
                         self.connection.rollback()
                     self.there.set()
@@ -295,12 +299,12 @@ def is_in_ledger(cursor, load_id: int) -> bool:
     return cursor.rowcount == 1
 
 
-def explained(error: psycopg2.Error) -> Exception:
-    """What an error of PostgreSQL is to the loader."""
+def explained(error: psycopg2.Error, landing: bool) -> Exception:
+    """What an error of PostgreSQL is to the loader. While it connects, no message is to blame."""
     state = error.pgcode or ""
-    if state.startswith(DATA_ERRORS):
+    if landing and state.startswith(DATA_ERRORS):
         return Refused(postgres.name_of(error))
     trouble = postgres.explain(error, "Grant the role loader to this login")
     if isinstance(trouble, (errors.NotPermitted, errors.NotMigrated)):
         return trouble
-    return TooMuch(trouble) if state in SIZE_ERRORS else Away(trouble)
+    return TooMuch(trouble) if landing and state in SIZE_ERRORS else Away(trouble)

@@ -251,7 +251,7 @@ class Run:
 
     def reserve(self, most: int) -> int:
         with self.changed:
-            most = min(most, self.left)
+            most = max(0, min(most, self.left))  # below 0 where SQS sent more than it was asked for
             self.left -= most
             return most
 

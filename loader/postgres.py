@@ -89,7 +89,10 @@ def connect(program: str, **options: object) -> Connection:
             os.environ["PGSSLMODE"] = "verify-full"
     if not os.environ.get("PGCONNECT_TIMEOUT"):
         options = {"connect_timeout": 10} | options
-    connection = psycopg2.connect("", fallback_application_name=program, client_encoding="UTF8", **options)
+    try:
+        connection = psycopg2.connect("", fallback_application_name=program, client_encoding="UTF8", **options)
+    except UnicodeDecodeError as error:  # a server's language and encoding, until it knows the client's
+        raise psycopg2.OperationalError(error.object.decode(errors="backslashreplace")) from None
     connection.isolation_level = ISOLATION_LEVEL_READ_COMMITTED  # whatever the login or the database was given
     return connection
 

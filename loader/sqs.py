@@ -143,8 +143,8 @@ class Queue:
         owner = {"QueueOwnerAWSAccountId": account} if account else {}
         self.url = url or self.once("GetQueueUrl", QueueName=self.name, **owner)["QueueUrl"]
         attributes = self.attributes()
-        self.visibility = int(attributes.get("VisibilityTimeout") or 30)  # not 0, which hides nothing from anybody
-        self.visibility = self.visibility or 30
+        visibility = int(attributes.get("VisibilityTimeout") or 0)
+        self.visibility = visibility if visibility > 0 else 30  # 0 hides nothing from anybody
 
     def receive(self, most: int, wait: int) -> list[Message]:
         """Up to `most` messages; none when nothing came within `wait` seconds."""

@@ -286,6 +286,16 @@ def test_max_messages_bounds_a_run(loading: Loading):
     assert loading.waiting() == (27, 0)
 
 
+def test_more_than_was_asked_for_does_not_move_the_bound(loading: Loading):
+    run = loading.ready(max_messages=3)
+
+    assert run.reserve(10) == 3
+    run.count_received(5, 3)
+
+    assert run.reserve(1) == 0
+    assert not run.goes_on()
+
+
 @pytest.mark.parametrize("bound", [["--max-messages", "10"], ["--max-seconds", "0.5"]], ids=["messages", "seconds"])
 def test_a_run_that_a_bound_ends_does_not_say_that_the_queue_is_drained(loading: Loading, bound: list[str]):
     loading.send(30)

@@ -175,6 +175,8 @@ WRONG_SHAPES = {
     "url-empty": ("GetQueueUrl", b'{"QueueUrl": ""}'),
     "attributes-in-a-list": ("GetQueueAttributes", b'{"Attributes": []}'),
     "timeout-that-is-no-number": ("GetQueueAttributes", b'{"Attributes": {"VisibilityTimeout": "soon"}}'),
+    "timeout-of-ages": ("GetQueueAttributes", b'{"Attributes": {"VisibilityTimeout": "99999999999"}}'),
+    "retention-of-ages": ("GetQueueAttributes", b'{"Attributes": {"MessageRetentionPeriod": "99999999999"}}'),
     "counter-that-is-no-number": ("GetQueueAttributes", b'{"Attributes": {"ApproximateNumberOfMessages": "many"}}'),
     "policy-that-is-no-json": ("GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": "none"}}'),
     "policy-in-a-list": ("GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": "[1]"}}'),
@@ -918,6 +920,23 @@ def test_what_is_no_messages_fault_is_not_held_against_one(loading: Loading, nam
     assert loading.query("select count(*) from raw.sqs_messages") == [(2,)]
 
 
+def test_a_database_that_is_away_while_a_refusal_is_looked_into_is_waited_for(loading: Loading):
+    """The line is cut between a message that is refused and the made-up one that tells whose fault it is."""
+    loading.execute("alter table raw.sqs_messages add check (body !~ 'poison')")
+    loading.send(["poison"])
+    steps = []
+
+    def cut_after_the_first_refusal(step: str) -> bool:
+        steps.append(step)
+        return steps[-2:-1] == ["ROLLBACK done"] and steps.count("ROLLBACK done") == 1
+
+    with faults.postgres_proxy(int(loading.env["PGPORT"]), cut_after_the_first_refusal) as port:
+        status, out, err = end(loading.start("--workers", "1", "--max-messages", "1", **loading.through(port)))
+
+    assert "the database is away, will try again" in err
+    assert (status, out.split(";")[0]) == (10, "received 1: landed 0, duplicates 0, refused 1, returned 0")
+
+
 def test_a_sequence_that_falls_behind_while_a_loader_runs_stops_it(loading: Loading):
     """With a gap in the ledger there is not even a duplicate key, and dbt would never see what lands in it."""
     loading.execute("select setval('raw.load_id_seq', 100)")
@@ -1033,3 +1052,14 @@ def test_a_setting_that_stops_landing_is_said_at_the_start(loading, setting, sta
 
     assert done == status
     assert err.startswith(sentence)
+
+
+def test_what_stands_in_the_way_of_landing_from_the_start_is_said_in_its_own_words(loading: Loading):
+    """No message is in it by then. Event triggers like this one keep programs from making tables."""
+    loading.execute(
+        "create function no() returns event_trigger language plpgsql as $$ begin raise 'no tables here'; end $$;"
+        "create event trigger no on ddl_command_start when tag in ('CREATE TABLE') execute function no()"
+    )
+    status, _, err = end(loading.start())
+
+    assert (status, err) == (16, "Refused by PostgreSQL: no tables here.\n")

@@ -6,6 +6,7 @@ import shutil
 import signal
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -360,6 +361,33 @@ def test_messages_land_whatever_becomes_of_what_is_said(loading: Loading, name: 
     assert done.returncode == expected, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.strip().endswith(sentence)
+
+
+def test_why_a_run_failed_is_said_though_standard_output_is_full(loading: Loading):
+    loading.send(1)
+    loading.execute("alter table raw.sqs_messages add check (body is null) not valid")
+
+    shell = ["bash", "-c", f"exec {shlex.join(loading.command())} > /dev/full"]
+    done = subprocess.run(shell, env=loading.env, capture_output=True, text=True)
+
+    assert done.returncode == 19
+    assert done.stderr.startswith("PostgreSQL refuses every message, even a test message: CheckViolation 23514.")
+
+
+def test_what_the_encoding_of_a_terminal_lacks_is_shown_as_python_would(loading: Loading):
+    command = [sys.executable, "-m", "loader", "doctor", "--queue-name", loading.queue_name]
+    env = loading.env | {"PYTHONIOENCODING": "latin-1", "PGDATABASE": "日本"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+
+    assert done.returncode == 11, done.stderr
+    assert r'database "\u65e5\u672c" does not exist' in done.stdout
+
+
+def test_without_docstrings_an_error_is_named_all_the_same(loading: Loading):
+    done, out, err = end(loading.start(PGPORT="1", PYTHONOPTIMIZE="2"))
+
+    assert (done, out) == (3, "")
+    assert err == "Error: cannot connect to the database. Unset PYTHONOPTIMIZE to see more.\n"
 
 
 # What the environment lacks, or what SQS says; the exit status, and how the sentence begins.

@@ -1,5 +1,6 @@
 """What the loader makes of the settings of AWS and of proxies: odd ones, empty ones, and secrets in them."""
 
+import json
 import os
 import shutil
 import socketserver
@@ -189,9 +190,11 @@ def test_a_name_that_no_queue_can_have_is_no_fault_of_the_network(settings, lean
         assert failure(lean).message.startswith("There is no queue q in us-east-1. Check --queue-name")
 
 
-def test_counters_may_be_below_zero(settings):
+@pytest.mark.parametrize("timeout", ["30", "0", "-1"])
+def test_numbers_may_be_below_zero(settings, timeout: str):
     """An emulator's, for a moment."""
-    answer = b'{"QueueUrl": "http://q/q", "Attributes": {"ApproximateNumberOfMessages": "-1", "VisibilityTimeout": 30}}'
+    attributes = {"ApproximateNumberOfMessages": "-1", "VisibilityTimeout": timeout}
+    answer = json.dumps({"QueueUrl": "http://q/q", "Attributes": attributes}).encode()
     with faults.sqs_proxy("127.0.0.1:1", lambda call: call.answer(200, answer)) as sqs:
         settings(AWS_ENDPOINT_URL=sqs.url)
         assert Queue(connect(1), "q").visibility == 30

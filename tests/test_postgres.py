@@ -256,6 +256,24 @@ def test_a_server_that_is_silent_is_given_up_on(database):
     assert (done.returncode, "timeout expired" in done.stderr) == (3, True)
 
 
+class Latin(socketserver.StreamRequestHandler):
+    """A server that is shutting down, and says so in German and in Latin-1: it knows no client's encoding by then."""
+
+    def handle(self) -> None:
+        self.rfile.read(int.from_bytes(self.rfile.read(4), "big") - 4)
+        fields = "SFATAL\0VFATAL\0C57P03\0Mdas Datenbanksystem fährt herunter\0\0".encode("latin-1")
+        self.wfile.write(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
+
+
+@pytest.mark.parametrize("program", OURS)
+def test_what_a_server_says_in_another_encoding_is_said(database, program: str):
+    with serving(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Latin)) as server:
+        settings = {"PGPORT": str(server.server_address[1]), "PGSSLMODE": "disable", "PGGSSENCMODE": "disable"}
+        done = run(database, program, **settings)
+    assert done.returncode == {"doctor": 11, "status": 6}.get(program, 3)
+    assert r"FATAL: das Datenbanksystem f\xe4hrt herunter." in done.stdout + done.stderr
+
+
 class EndsTheConnection:
     """A file whose reader loses its connection after the first line."""
 
