@@ -103,7 +103,7 @@ class NotBuilt(NotMigrated):
 
 
 class CannotRedrive(LoaderError):
-    """Nothing is moved: {reason}."""
+    """Redrive failed: {reason}."""
 
     exit_status, meaning = 12, "redrive: no dead-letter queue, or SQS cannot move messages"
 
