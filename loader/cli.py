@@ -124,14 +124,14 @@ def stop_on_signals(run: Run) -> None:
 @main.command(context_settings=SETTINGS, epilog=EXIT_STATUSES)
 @queue_options
 def redrive(queue_name, queue_url):
-    """Move the messages of the dead-letter queue back to the queue (StartMessageMoveTask)."""
+    """Move the messages of the dead-letter queue back to the queue they came from (StartMessageMoveTask)."""
     queue = Queue(connect(1, queue_url=queue_url), queue_name, queue_url)
     *_, task = queue.redrive()
     moved, total = (task.get(f"ApproximateNumberOfMessages{which}") or 0 for which in ("Moved", "ToMove"))
     if task["Status"] != "COMPLETED":
         ended = task["Status"] + (f" ({why})" if (why := task.get("FailureReason")) else "")
         raise errors.CannotRedrive(reason=f"the task ended as {ended} after {moved} of {total} messages")
-    click.echo(f"moved {moved} of {total} messages back to {queue.name}")
+    click.echo(f"moved {moved} of {total} messages back to the queue they came from")
 
 
 @main.command(context_settings=SETTINGS, epilog=EXIT_STATUSES)

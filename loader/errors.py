@@ -103,7 +103,7 @@ class NotBuilt(NotMigrated):
 
 
 class CannotRedrive(LoaderError):
-    """Nothing is moved: {reason}."""
+    """Redrive failed: {reason}."""
 
     exit_status, meaning = 12, "redrive: no dead-letter queue, or SQS cannot move messages"
 
@@ -115,7 +115,8 @@ class NoRoom(LoaderError):
 
 
 class ReadOnly(LoaderError):
-    """PostgreSQL only reads: {reason}. Set PGHOST to the primary, or PGTARGETSESSIONATTRS to read-write."""
+    """PostgreSQL only reads: {reason}. Set PGHOST to the primary, or PGTARGETSESSIONATTRS to read-write. On the
+    primary, see default_transaction_read_only, which some services set when the disk is nearly full."""
 
     exit_status, meaning = 14, "PostgreSQL is a standby or read-only"
 

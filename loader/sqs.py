@@ -247,13 +247,15 @@ class Queue:
         return queue, int(policy.get("maxReceiveCount") or 0)
 
     def redrive(self) -> Iterator[dict]:
-        """Moves the messages of the dead-letter queue back, by SQS's own task; tells how far it is until it ends."""
-        attributes = self.attributes()
-        if not (policy := redrive_policy(attributes)):
+        """Moves the messages of the dead-letter queue back, by SQS's own task; tells how far it is until it ends.
+
+        Each to the queue that it came from: several queues may share a dead-letter queue.
+        """
+        if not (policy := redrive_policy(self.attributes())):
             raise errors.CannotRedrive(reason=f"{self.name} has no dead-letter queue")
         source = policy["deadLetterTargetArn"]
         try:
-            self.client.call("StartMessageMoveTask", SourceArn=source, DestinationArn=attributes["QueueArn"])
+            self.client.call("StartMessageMoveTask", SourceArn=source)
         except Fault as fault:
             name = fault.code.rpartition(".")[2].removesuffix("Exception")
             if name in NO_SUCH_CALL:

@@ -86,9 +86,9 @@ def age_of_oldest(queue: Queue) -> timedelta | None:
             Period=60,
             Statistics=["Maximum"],
         )["Datapoints"]
+        return timedelta(seconds=max(points, key=lambda each: each["Timestamp"])["Maximum"]) if points else None
     except Exception:  # whatever the emulator, proxy or provider of credentials in its place does
         return None
-    return timedelta(seconds=max(points, key=lambda each: each["Timestamp"])["Maximum"]) if points else None
 
 
 def cloudwatch_of(queue: Queue) -> Any:

@@ -335,13 +335,13 @@ def test_redrive_without_a_dead_letter_queue_says_so(loading: Loading):
     status, out, err = tell(loading, "redrive")
 
     assert (status, out) == (12, "")
-    assert err == f"Nothing is moved: {loading.queue_name} has no dead-letter queue.\n"
+    assert err == f"Redrive failed: {loading.queue_name} has no dead-letter queue.\n"
 
 
 def test_redrive_where_sqs_has_no_such_task_says_so(loading: Loading):
     with_dead_letters(loading, 5)
 
-    assert tell(loading, "redrive") == (12, "", "Nothing is moved: this SQS has no StartMessageMoveTask.\n")
+    assert tell(loading, "redrive") == (12, "", "Redrive failed: this SQS has no StartMessageMoveTask.\n")
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_redrive_that_is_under_way_already_is_no_fault_of_the_network(loading: L
 
     assert (status, out) == (12, "")
     assert err == (
-        f"Nothing is moved: SQS refuses the task, {code}, as it does while another one for the same dead-letter queue"
+        f"Redrive failed: SQS refuses the task, {code}, as it does while another one for the same dead-letter queue"
         " is running.\n"
     )
 
@@ -365,7 +365,7 @@ TASKS = {
     "no-object": ([7], 8, "SQS does not answer ListMessageMoveTasks: "),
     "failed": (
         [{"Status": "FAILED", "ApproximateNumberOfMessagesMoved": None, "FailureReason": "AccessDenied"}], 12,
-        "Nothing is moved: the task ended as FAILED (AccessDenied) after 0 of 0 messages.",
+        "Redrive failed: the task ended as FAILED (AccessDenied) after 0 of 0 messages.",
     ),
     "complete-without-numbers": ([{"Status": "COMPLETED", "ApproximateNumberOfMessagesToMove": None}], 0, ""),
 }  # fmt: skip
@@ -423,8 +423,8 @@ def test_redrive_moves_by_a_task_of_sqs(loading: Loading):
     with loading.faulty_sqs(task):
         status, out, err = tell(loading, "redrive")
 
-    assert (status, out, err) == (0, f"moved 3 of 3 messages back to {loading.queue_name}\n", "")
-    assert started == [{"SourceArn": arn_of(loading, dead), "DestinationArn": arn_of(loading, loading.url)}]
+    assert (status, out, err) == (0, "moved 3 of 3 messages back to the queue they came from\n", "")
+    assert started == [{"SourceArn": arn_of(loading, dead)}]  # without a destination each goes back to its own queue
 
 
 def tell(loading: Loading, *command: str) -> tuple[int, str, str]:

@@ -290,6 +290,15 @@ def test_cloudwatch_tells_the_age_of_the_oldest(built, ask, sqs, queue, monkeypa
 
 
 @pytest.mark.parametrize(
+    "point", [{"Timestamp": NOW}, {"Maximum": 1.0}, {"Timestamp": NOW, "Maximum": float("inf")}], ids=str
+)
+def test_what_is_not_cloudwatch_tells_no_age(monkeypatch, point):
+    cloudwatch = SimpleNamespace(get_metric_statistics=lambda **_: {"Datapoints": [point]})
+    monkeypatch.setattr(status, "cloudwatch_of", lambda queue: cloudwatch)
+    assert status.age_of_oldest(SimpleNamespace(url="http://localhost/1/logins")) is None
+
+
+@pytest.mark.parametrize(
     ("age", "said"),
     [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h"), (172800, "2 days"), (-5, "0 s")],
 )
