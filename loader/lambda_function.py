@@ -27,8 +27,8 @@ def handler(event: Any, context: Any) -> dict[str, list[dict[str, str]]]:
     They land under LOADER_QUEUE_NAME, or else the queue's own name: a function for several queues leaves it unset.
 
     Returns Lambda's partial batch response: `batchItemFailures` has the ids of the messages that SQS is to deliver
-    again; Lambda deletes the others. An error that concerns all messages is one line in the log, not an exception.
-    Raises BadSetting for an event that is not from SQS, so that nobody takes it for done.
+    again; Lambda deletes the others. An error that concerns all messages is raised: CloudWatch counts it, and nothing
+    is deleted, even by a trigger without ReportBatchItemFailures. So is an event that is not from SQS.
     """
     report = Report("json")
     records = records_of(event)
@@ -46,7 +46,7 @@ def handler(event: Any, context: Any) -> dict[str, list[dict[str, str]]]:
     except errors.LoaderError as error:
         database.cache_clear()  # the next event reads the secret again: the password may have changed
         report.say("nothing landed", messages=len(messages), reason=str(error), exit_status=error.exit_status)
-        return response(messages)
+        raise error from None
     report.landed(landing, time.monotonic() - began)
     again = [message for message, _ in landing.refused] + landing.held_back
     counts = {name: report.counts[name] for name in ("landed", "duplicates", "refused")}
