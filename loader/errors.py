@@ -91,7 +91,7 @@ class MessagesRefused(LoaderError):
 
 
 class NotWell(LoaderError):
-    """Failed checks: {failed}. The line of each says what to do."""
+    """Checks failed: {failed}. Each line says what to do."""
 
     exit_status, meaning = 11, "status, doctor, attest: something needs attention"
 
@@ -115,7 +115,7 @@ class NoRoom(LoaderError):
 
 
 class ReadOnly(LoaderError):
-    """PostgreSQL only reads: {reason}. Set PGHOST to the primary, or PGTARGETSESSIONATTRS to read-write. On the
+    """PostgreSQL is read-only: {reason}. Set PGHOST to the primary, or PGTARGETSESSIONATTRS to read-write. On the
     primary, see default_transaction_read_only, which some services set when the disk is nearly full."""
 
     exit_status, meaning = 14, "PostgreSQL is a standby or read-only"

@@ -199,7 +199,7 @@ def _lines(file: BinaryIO) -> Iterator[str]:
         try:
             yield line.rstrip(b"\n").decode()
         except UnicodeDecodeError:
-            raise StackError(f"{file.name}, line {number}: not UTF-8, which SQS wants.") from None
+            raise StackError(f"{file.name}, line {number}: not UTF-8, which SQS requires.") from None
 
 
 if __name__ == "__main__":

@@ -39,9 +39,9 @@ def text(argument: str) -> str:
     return argument
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def main() -> None:
-    """What the operator and the privacy officer do. PG* name the database and the login, as for psql."""
+    """Commands of the operator and the privacy officer. PG* name the database and the login, as for psql."""
 
 
 @main.command("rotate-key")
@@ -49,10 +49,10 @@ def main() -> None:
     "--import", "imported", is_flag=True, help="Read the new keys from standard input instead of making them."
 )
 def rotate_key(imported: bool) -> None:
-    """As migrator: add new keys, and let dbt carry the tables over. An open rotation is continued, without new keys.
+    """As migrator: start a key rotation with new keys, or continue an open one.
 
-    Then deploy the boundary (make migrate), carry the tables over (dbt run-operation carry_tokens_over, as transformer)
-    and close the rotation (close-rotation).
+    Then deploy the boundary (make migrate), convert the tokens in all tables (dbt run-operation carry_tokens_over, as
+    transformer) and end the rotation (close-rotation).
 
     Keys to import are one line for each kind (`ip`, `device_id` and what else dbt_project.yml declares): the kind, a
     blank and at least 64 hexadecimal digits, not all 0. Where nothing has been landed yet they become the first keys;
@@ -94,7 +94,7 @@ def rotate_key(imported: bool) -> None:
 
 @main.command("close-rotation")
 def close_rotation() -> None:
-    """As migrator: after all tables have been carried over, transformer may do so no more."""
+    """As migrator: end a key rotation. From then on, transformer cannot convert tokens."""
     with _transaction("pipeline_owner") as cursor:
         if _scalar(cursor, "select to_regclass('staging.int_messages__masked') is not null"):
             cursor.execute("select privacy.require_plain_table()")
@@ -107,7 +107,7 @@ def close_rotation() -> None:
 @main.command("seal-with")
 @click.argument("public_key", type=click.File("rb"))
 def seal_with(public_key: BinaryIO) -> None:
-    """As migrator: from now on, seal originals with this armored OpenPGP public key (an RSA encryption subkey)."""
+    """As migrator: encrypt originals with this public key from now on (OpenPGP, armored, RSA)."""
     try:
         armored = public_key.read().decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -189,7 +189,7 @@ def approve(request: int) -> None:
 @click.option("--user-id", type=text, required=True)
 @click.option("--reason", type=text, required=True, help="Why, for the audit; without naming the person.")
 def forget(user_id: str, reason: str) -> None:
-    """As privacy officer: erase a person's messages. Run dbt afterwards: it removes them from analytics."""
+    """As privacy officer: erase a person's messages. dbt's next run removes them from analytics."""
     if not user_id.strip(" \t\n\r\v\f"):  # what is blank to the database
         raise click.UsageError("Give --user-id (make forget USER_ID=… REASON=…).")
     with _transaction() as cursor:
@@ -218,7 +218,7 @@ def erase(cursor: Cursor, user_id: str, reason: str) -> tuple[int, int, int, int
 
 @main.command("erase-again")
 def erase_again() -> None:
-    """As migrator, after a restore: erase who was erased since the backup (deploy/README.md). Run dbt afterwards."""
+    """As migrator, after a restore: repeat the erasures since the backup. Run dbt afterwards."""
     with _transaction("pipeline_owner") as cursor:
         removed = _scalar(cursor, "select privacy.erase_known()")
     click.echo(f"raw.sqs_messages: {removed:,} removed, whose erasure is on record")
@@ -227,7 +227,10 @@ def erase_again() -> None:
 @main.command()
 @click.option("--keep-days", type=int, default=30, show_default=True, help="28 or more.")
 def purge(keep_days: int) -> None:
-    """As privacy officer: remove from raw what landed longer ago and dbt has taken. Tokens and counts stay."""
+    """Delete old messages from raw that dbt has processed. Tokens and counts stay.
+
+    As privacy officer or as a login in the role retention.
+    """
     with _transaction() as cursor:
         click.echo(_scalar(cursor, "select privacy.purge(%s)", keep_days))
 
@@ -238,7 +241,7 @@ def purge(keep_days: int) -> None:
 @click.option("--record", is_flag=True, help="Add the outcome to privacy.attestations, which alerts read.")
 @click.option("--print-contract", is_flag=True, help="Print what privacy/contract.txt should have, and check nothing.")
 def attest(as_json: bool, max_key_age: int, record: bool, print_contract: bool) -> None:
-    """Compare the live database with the project: one line an item, with its remedy where something is off.
+    """Compare the live database with the project, and print a remedy for each difference.
 
     As a login in the role monitor, such as monitor_user, or as superuser. Reads only; with --record, it adds one row.
     Exit status 11 when something is off.

@@ -342,7 +342,7 @@ def test_a_field_that_is_masked_from_now_on_is_not_left_published(database, proj
     project.migrate(database)
     failed = project.dbt(database, "build", expect=False)  # its author forgot the model, and the full refresh
     said = next(node.message for node in failed.result if node.status == "error")
-    assert "staging.int_messages__masked has network, which is declared no more. Take it out of the models" in said
+    assert "staging.int_messages__masked has network, which is no longer declared. Take it out of the models" in said
     project.folder = DBT_PROJECT
     project.declare(FIELDS, f"{FIELDS}\n        network: {{masked_as: device_id, longest: 16}}")
     project.publish("masked_network", "text")

@@ -1038,7 +1038,7 @@ def test_a_connection_on_which_landing_is_not_possible_is_closed(loading: Loadin
 @pytest.mark.parametrize(
     ("setting", "status", "sentence"),
     [
-        ("default_transaction_read_only = on", 14, "PostgreSQL only reads: "),
+        ("default_transaction_read_only = on", 14, "PostgreSQL is read-only: "),
         ("lock_timeout = '100ms'", 15, "PostgreSQL ended a statement: canceling statement due to lock timeout."),
         ("statement_timeout = '100ms'", 15, "PostgreSQL ended a statement: canceling statement due to statement "),
     ],

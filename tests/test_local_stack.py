@@ -372,7 +372,7 @@ def test_a_line_that_is_not_text_is_named(local, queue, tmp_path):
     (tmp_path / "messages").write_bytes(b"good\n\xff\n")
     result = local("send", "--queue-name", queue.name, "--file", str(tmp_path / "messages"))
     assert result.returncode == 1
-    assert result.stderr.endswith("messages, line 2: not UTF-8, which SQS wants.\n")
+    assert result.stderr.endswith("messages, line 2: not UTF-8, which SQS requires.\n")
 
 
 @pytest.fixture

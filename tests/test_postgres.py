@@ -81,7 +81,7 @@ def connection_limit(database, limit: int) -> Iterator[None]:
 STATEMENTS = {
     "22P02": (16, "InvalidTextRepresentation 22P02"),
     "23505": (16, "UniqueViolation 23505"),
-    "25006": (14, "PostgreSQL only reads: value. Set PGHOST"),
+    "25006": (14, "PostgreSQL is read-only: value. Set PGHOST"),
     "40P01": (15, "PostgreSQL ended a statement: value. "),
     "42501": (4, "Run it as privacy_officer_user"),
     "42P01": (5, "Run `make migrate`"),

@@ -14,7 +14,7 @@
 {%- endmacro %}
 
 
-{# A field is declared no more, or masked from now on. What was published of it would stay, in silence, and a mart that
+{# A field is no longer declared, or masked from now on. What was published of it would stay, in silence, and a mart that
    still names it would go on. Or it has another type: a table may take that as well, and then has both kinds of values. #}
 {% macro refuse_undeclared_columns() -%}
     {%- set table = load_cached_relation(this) if execute and not should_full_refresh() -%}
@@ -23,7 +23,7 @@
         {%- set held = adapter.get_columns_in_relation(table) -%}
         {%- for column in held if column.name not in declared -%}
             {%- do exceptions.raise_compiler_error(
-                this.schema ~ '.' ~ this.identifier ~ ' has ' ~ column.name ~ ', which is declared no more. Take it out of'
+                this.schema ~ '.' ~ this.identifier ~ ' has ' ~ column.name ~ ', which is no longer declared. Take it out of'
                 ~ ' the models, then drop it everywhere: make build ARGS=--full-refresh'
             ) -%}
         {%- endfor -%}

@@ -32,7 +32,7 @@
     {%- for table, columns in tables -%}
         {%- for column in columns if column.startswith('masked_') and column not in kinds -%}
             {%- do exceptions.raise_compiler_error(
-                table.schema ~ '.' ~ table.identifier ~ '.' ~ column ~ ' has tokens of a field that is declared no more,'
+                table.schema ~ '.' ~ table.identifier ~ '.' ~ column ~ ' has tokens of a field that is no longer declared,'
                 ~ ' so its kind and key are unknown. Drop it (alter table ' ~ table.schema ~ '.' ~ table.identifier
                 ~ ' drop column ' ~ column ~ '), then run `make rotate-key` again.'
             ) -%}
