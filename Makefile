@@ -117,7 +117,7 @@ status: install  ## show the state of the pipeline and what needs attention (ARG
 doctor: install  ## check everything that a load depends on, with remedies
 	@$(LOCAL) run --as loader_user -- $(BIN)/python -m loader doctor $(ARGS)
 
-redrive: install  ## move the messages of the dead-letter queue back to the queue, after the cause is fixed
+redrive: install  ## load the messages of the dead-letter queue, after what stopped them is fixed
 	@$(LOCAL) run --as loader_user -- $(BIN)/python -m loader redrive $(ARGS)
 
 # Privacy (PRIVACY.md). Logins as above.

@@ -190,12 +190,12 @@ def main(messages: int, repetitions: int, longest: int) -> None:
         rows = {f"{n:,} in the queue": [] for n in (longest // 100, longest // 10, longest)}
         for _ in range(min(repetitions, 3)):
             for n, runs in zip((longest // 100, longest // 10, longest), rows.values(), strict=True):
-                runs.append(here.measure("loader, 16 workers", n, 0))
-        show("Is it flat? The loader, 16 workers", rows)
-        rows = {"1 loader, 16 workers": [], "2 loaders, 16 workers each": []}
+                runs.append(here.measure("loader, 32 workers", n, 0))
+        show("Is it flat? The loader, 32 workers", rows)
+        rows = {"1 loader, 32 workers": [], "2 loaders, 32 workers each": []}
         for _ in range(repetitions):
             for processes, runs in zip((1, 2), rows.values(), strict=True):
-                runs.append(here.measure("loader, 16 workers", messages * processes, REGION_LATENCY, processes))
+                runs.append(here.measure("loader, 32 workers", messages * processes, REGION_LATENCY, processes))
         show(f"Does it scale by number? {REGION_LATENCY * 1000:.0f} ms added", rows)
 
 

@@ -30,7 +30,6 @@ CONNECT_TIMEOUT = 5  # seconds
 READ_TIMEOUT = LONG_POLL + 5  # seconds without a byte
 GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS  # as zlib.decompress has it: whichever the header says
 
-NO_SUCH_CALL = {"InvalidAction", "NotImplemented", "UnknownOperation", "UnsupportedOperation"}
 NO_QUEUE = {"InvalidAddress", "NonExistentQueue", "QueueDeletedRecently", "QueueDoesNotExist"}
 WRONG_CLOCK = {"RequestExpired", "RequestInTheFuture", "RequestTimeTooSkewed"}
 BAD_IDENTITY = {"IDPCommunicationError", "IDPRejectedClaim", "InvalidIdentityToken"}
@@ -557,11 +556,6 @@ def is_received(answer: dict) -> bool:
     return messages is None or type(messages) is list
 
 
-def is_tasks(answer: dict) -> bool:
-    tasks = answer["Results"]
-    return tasks is None or (type(tasks) is list and all(type(each["Status"]) is str for each in tasks))
-
-
 # Whether an answer looks like SQS's.
 SHAPES: dict[str, Callable[[dict], bool]] = {
     "ReceiveMessage": is_received,
@@ -569,6 +563,4 @@ SHAPES: dict[str, Callable[[dict], bool]] = {
     "ChangeMessageVisibilityBatch": is_batch,
     "GetQueueUrl": lambda answer: bool(answer["QueueUrl"].strip()),
     "GetQueueAttributes": is_attributes,
-    "StartMessageMoveTask": lambda answer: isinstance(answer.get("TaskHandle"), str),
-    "ListMessageMoveTasks": is_tasks,
 }

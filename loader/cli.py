@@ -62,30 +62,73 @@ def queue_options(command):
     return setting("--queue-name", show_default=f"{DEFAULT_NAME}, or that in --queue-url", help=name)(command)
 
 
+def run_options(command):
+    """How messages are carried, from the queue as from its dead-letter queue."""
+    for option in (
+        setting(
+            "--log-format", default="text", type=click.Choice(["text", "json"]), help="Format of the log (stderr)."
+        ),
+        setting(
+            "--client", default="lean", type=click.Choice(["lean", "boto3"]), help="lean uses a third of boto3's CPU."
+        ),
+        setting("--give-up-after", default=300.0, type=Seconds(0), help="Seconds to retry SQS or the database."),
+        setting("--flush", default=500, type=click.IntRange(1, 10_000), help="Messages per transaction, at most."),
+        setting("--workers", default=32, type=click.IntRange(1, 64), help="Concurrent calls to SQS."),
+        setting("--max-seconds", type=Seconds(0, min_open=True), help="Stop after this time."),
+        setting("--max-messages", type=click.IntRange(1), help="Stop after this many messages."),
+    ):
+        command = option(command)
+    return command
+
+
 @main.command(context_settings=SETTINGS, epilog=EXIT_STATUSES)
 @queue_options
 @setting("--follow", is_flag=True, help="Keep running and wait for more messages.")
-@setting("--max-messages", type=click.IntRange(1), help="Stop after this many messages.")
-@setting("--max-seconds", type=Seconds(0, min_open=True), help="Stop after this time.")
-@setting("--workers", default=16, type=click.IntRange(1, 64), help="Concurrent calls to SQS.")
-@setting("--flush", default=500, type=click.IntRange(1, 10_000), help="Messages per transaction, at most.")
-@setting("--give-up-after", default=300.0, type=Seconds(0), help="Seconds to retry SQS or the database.")
-@setting("--client", default="lean", type=click.Choice(["lean", "boto3"]), help="lean uses a third of boto3's CPU.")
-@setting("--log-format", default="text", type=click.Choice(["text", "json"]), help="Format of the log (stderr).")
+@run_options
 @setting("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics on this port.")
 @setting("--metrics-host", default="127.0.0.1", help="Address for metrics; 0.0.0.0 or :: for other hosts.")
-def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port, metrics_host, **bounds):
+def load(**options):
     """Receive messages, insert them into raw.sqs_messages, commit, then delete them. Exits when the queue is empty.
 
     Idempotent: a message that is delivered again is deduplicated. Prints received = landed + duplicates + refused +
     returned. SIGTERM or Ctrl-C shuts down gracefully, a second one immediately; no message is lost either way.
     """
+    carry(**options)
+
+
+@main.command(context_settings=SETTINGS, epilog=EXIT_STATUSES)
+@queue_options
+@run_options
+def redrive(**options):
+    """Load the messages of the dead-letter queue, under the name of the queue that they came from.
+
+    Fix first what stopped them. SQS's own redrive (StartMessageMoveTask) gives messages new ids: one that had landed,
+    but was never deleted, would land again. Here it counts as a duplicate. What came from other queues stays.
+    """
+    carry(**options, dead_letters=True)
+
+
+def carry(
+    queue_name,
+    queue_url,
+    give_up_after,
+    client,
+    log_format,
+    dead_letters=False,
+    metrics_port=None,
+    metrics_host=None,
+    **bounds,
+):
     queue = name_in_raw(queue_name, queue_url)
     report = Report(log_format, progress=is_terminal() and log_format == "text", queue=queue)
     report.show_progress()
     database = Database(give_up_after)
     database.open()
     queue = Queue(connect(bounds["workers"] * 2, client == "lean", queue_url), queue_name, queue_url, give_up_after)
+    if dead_letters:
+        source, (queue, _) = queue, queue.dead_letters(queue.attributes())
+        if not queue:
+            raise errors.NoDeadLetterQueue(queue=source.name)
     queue.say = database.say = report.say
     run = Run(queue, database, report, **bounds, watched=report.progress or metrics_port is not None)
     if metrics_port:
@@ -101,7 +144,9 @@ def load(queue_name, queue_url, give_up_after, client, log_format, metrics_port,
     finally:
         report.end_progress()
         click.echo(report.result())
-    if run.drained:
+    if dead_letters and queue.others:
+        report.say("left in the dead-letter queue, because they came from other queues", messages=len(queue.others))
+    elif run.drained:
         run.say_what_is_left()
     if report.counts["refused"]:
         raise errors.MessagesRefused(refused=report.counts["refused"])
@@ -119,19 +164,6 @@ def stop_on_signals(run: Run) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-
-
-@main.command(context_settings=SETTINGS, epilog=EXIT_STATUSES)
-@queue_options
-def redrive(queue_name, queue_url):
-    """Move the messages of the dead-letter queue back to the queue they came from (StartMessageMoveTask)."""
-    queue = Queue(connect(1, queue_url=queue_url), queue_name, queue_url)
-    *_, task = queue.redrive()
-    moved, total = (task.get(f"ApproximateNumberOfMessages{which}") or 0 for which in ("Moved", "ToMove"))
-    if task["Status"] != "COMPLETED":
-        ended = task["Status"] + (f" ({why})" if (why := task.get("FailureReason")) else "")
-        raise errors.CannotRedrive(reason=f"the task ended as {ended} after {moved} of {total} messages")
-    click.echo(f"moved {moved} of {total} messages back to the queue they came from")
 
 
 @main.command(context_settings=SETTINGS, epilog=EXIT_STATUSES)

@@ -58,7 +58,8 @@ class NotMigrated(LoaderError):
 
 
 class NoQueue(LoaderError):
-    """There is no queue {queue} in {region}. Check --queue-name, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL."""
+    """There is no queue {queue} in {region}. Check --queue-name or --queue-url, AWS_DEFAULT_REGION and
+    AWS_ENDPOINT_URL."""
 
     exit_status, meaning = 6, "the queue does not exist, or was deleted"
 
@@ -102,10 +103,10 @@ class NotBuilt(NotMigrated):
     remedy = "Run `make migrate` as migrator, then `make build` as transformer_user"
 
 
-class CannotRedrive(LoaderError):
-    """Redrive failed: {reason}."""
+class NoDeadLetterQueue(LoaderError):
+    """{queue} has no dead-letter queue. Give it a redrive policy, so that messages that cannot land leave the queue."""
 
-    exit_status, meaning = 12, "redrive: no dead-letter queue, or SQS cannot move messages"
+    exit_status, meaning = 12, "redrive: the queue has no dead-letter queue"
 
 
 class NoRoom(LoaderError):

@@ -77,7 +77,7 @@ def receive_at_once(run: "Run", batch: "Batch") -> bool:
 def land_and_delete(run: "Run", batch: "Batch") -> bool:
     """One transaction, committed; then the deletes. What PostgreSQL refuses stays on the queue, for its own timeout."""
     began = time.monotonic()
-    landing = run.database.land(run.queue.name, list(batch.messages.values()))
+    landing = run.database.land(run.queue.name_in_raw, list(batch.messages.values()))
     run.report.landed(landing, time.monotonic() - began)
     if run.cancelled:
         return False  # a commit that waited for a standby answers as if one had it, and may be here alone: hand back
@@ -144,6 +144,11 @@ class Batch:
         )
 
 
+def threads(workers: int, at_once: int) -> int:
+    """That make so many calls, each up to `at_once` of them. Four can land while others receive."""
+    return max(min(workers, 4), math.ceil(workers / at_once))
+
+
 class Run:
     """What the workers share: the queue, the database, what is held, and when to end."""
 
@@ -153,7 +158,7 @@ class Run:
         database: Database,
         report: Report,
         *,
-        workers: int = 16,
+        workers: int = 32,
         flush: int = 500,
         follow: bool = False,
         max_messages: int | None = None,
@@ -161,7 +166,7 @@ class Run:
         watched: bool = False,
     ):
         self.queue, self.database, self.report = queue, database, report
-        self.workers = max(min(workers, 4), math.ceil(workers / queue.client.at_once))  # threads
+        self.workers = threads(workers, queue.client.at_once)
         self.at_once = math.ceil(workers / self.workers)  # calls that each of them makes
         self.flush, self.follow, self.max_seconds = flush, follow, max_seconds
         self.watched = watched

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 from loader import errors
-from loader.aws import NO_SUCH_CALL, Client, Fault, redrive_policy
+from loader.aws import Client, Fault, redrive_policy
 
 DEFAULT_NAME = "login-queue"
 BATCH = 10  # messages in one call, by SQS's own limit
 MAX_VISIBILITY = 12 * 3600  # seconds from the first receive, by SQS's own limit
 DELETE_ATTEMPTS = 4
-SYSTEM_ATTRIBUTES = ["SentTimestamp", "ApproximateReceiveCount", "MessageGroupId", "SequenceNumber"]
+SYSTEM_ATTRIBUTES = ("SentTimestamp", "ApproximateReceiveCount", "MessageGroupId", "SequenceNumber")
+SOURCE = "DeadLetterQueueSourceArn"  # of a dead letter
 
 KINDS = ("", "NotVisible", "Delayed")
 
@@ -125,6 +126,8 @@ def name_in_raw(given: str | None, address: str | None) -> str:
 class Queue:
     """One queue. Calls are made again until the fault passes, the time to give up has come, or the loader stops."""
 
+    system_attributes = SYSTEM_ATTRIBUTES
+
     def __init__(
         self,
         client: Client,
@@ -136,20 +139,20 @@ class Queue:
         self.client = client
         self.region = client.region
         url = (url or "").strip().rstrip("/")
-        self.name = name_in_raw(name, url)
+        self.name = self.name_in_raw = name_in_raw(name, url)
         self.give_up_after = give_up_after
         self.stopping = threading.Event()
         self.say = lambda event, **details: None
         owner = {"QueueOwnerAWSAccountId": account} if account else {}
         self.url = url or self.once("GetQueueUrl", QueueName=self.name, **owner)["QueueUrl"]
         attributes = self.attributes()
+        self.arn = attributes.get("QueueArn")
         visibility = int(attributes.get("VisibilityTimeout") or 0)
         self.visibility = visibility if visibility > 0 else 30  # 0 hides nothing from anybody
 
     def receive(self, most: int, wait: int) -> list[Message]:
         """Up to `most` messages; none when nothing came within `wait` seconds."""
-        answer = self.patiently("ReceiveMessage", **self.wish(most, wait))
-        return [Message.of(each) for each in answer.get("Messages") or ()]
+        return self.messages_of(self.patiently("ReceiveMessage", **self.wish(most, wait)))
 
     def receive_more(self, numbers: Iterable[int], at_once: int) -> Iterator[tuple[int, list[Message]]]:
         """By several calls at once, each for as many messages and without waiting: what was asked for, and what came.
@@ -161,7 +164,10 @@ class Queue:
             if isinstance(answer, Fault):
                 self.say("SQS fault, will try again", operation="ReceiveMessage", fault=answer.code, attempt=1)
                 answer = {}
-            yield wish["MaxNumberOfMessages"], [Message.of(each) for each in answer.get("Messages") or ()]
+            yield wish["MaxNumberOfMessages"], self.messages_of(answer)
+
+    def messages_of(self, answer: dict) -> list[Message]:
+        return [Message.of(each) for each in answer.get("Messages") or ()]
 
     def wish(self, most: int, wait: int) -> dict:
         return {
@@ -169,7 +175,7 @@ class Queue:
             "MaxNumberOfMessages": most,
             "WaitTimeSeconds": wait,
             "VisibilityTimeout": self.visibility,  # as the heartbeat has it, even if the queue's is changed meanwhile
-            "MessageSystemAttributeNames": SYSTEM_ATTRIBUTES,
+            "MessageSystemAttributeNames": list(self.system_attributes),
             "MessageAttributeNames": ["All"],
         }
 
@@ -238,42 +244,12 @@ class Queue:
         )
         return [Message.of(each) for each in answer.get("Messages") or ()]
 
-    def dead_letters(self, attributes: dict) -> tuple["Queue | None", int]:
+    def dead_letters(self, attributes: dict) -> tuple["DeadLetters | None", int]:
         """The queue that a message goes to when it was received too often, and how often that is."""
         if not (policy := redrive_policy(attributes)):
             return None, 0
         *_, account, name = policy["deadLetterTargetArn"].split(":")
-        queue = Queue(self.client, name, give_up_after=self.give_up_after, account=account)
-        return queue, int(policy.get("maxReceiveCount") or 0)
-
-    def redrive(self) -> Iterator[dict]:
-        """Moves the messages of the dead-letter queue back, by SQS's own task; tells how far it is until it ends.
-
-        Each to the queue that it came from: several queues may share a dead-letter queue.
-        """
-        if not (policy := redrive_policy(self.attributes())):
-            raise errors.CannotRedrive(reason=f"{self.name} has no dead-letter queue")
-        source = policy["deadLetterTargetArn"]
-        try:
-            self.client.call("StartMessageMoveTask", SourceArn=source)
-        except Fault as fault:
-            name = fault.code.rpartition(".")[2].removesuffix("Exception")
-            if name in NO_SUCH_CALL:
-                raise errors.CannotRedrive(reason="this SQS has no StartMessageMoveTask") from None
-            if name in ("InvalidParameterValue", "ResourceNotFound"):
-                why = "as it does while another one for the same dead-letter queue is running"
-                raise errors.CannotRedrive(reason=f"SQS refuses the task, {fault.code}, {why}") from None
-            raise fault.error from None
-        began = time.monotonic()
-        while True:
-            tasks = self.once("ListMessageMoveTasks", SourceArn=source, MaxResults=1)["Results"] or ()
-            for task in tasks[:1]:
-                yield task
-                if task["Status"] not in ("RUNNING", "CANCELLING"):
-                    return
-            if not tasks and time.monotonic() - began > self.give_up_after:
-                raise errors.NoSqs(operation="ListMessageMoveTasks", reason="it lists no task, and has taken one")
-            time.sleep(1)
+        return DeadLetters(self, name, account), int(policy.get("maxReceiveCount") or 0)
 
     def patiently(self, operation: str, **parameters) -> dict:
         began = time.monotonic()
@@ -308,6 +284,32 @@ class Queue:
         seconds = backoff(attempt, longest=20)
         if self.stopping.wait(seconds):
             time.sleep(min(seconds, 0.2))
+
+
+class DeadLetters(Queue):
+    """The dead-letter queue of `source`. What came from other queues, which may share it, is left alone."""
+
+    system_attributes = (*SYSTEM_ATTRIBUTES, SOURCE)
+
+    def __init__(self, source: Queue, name: str, account: str):
+        super().__init__(source.client, name, give_up_after=source.give_up_after, account=account)
+        self.name_in_raw, self.source = source.name, source.arn
+        self.others: set[str] = set()  # ids of messages that came from other queues
+
+    def receive(self, most: int, wait: int) -> list[Message]:
+        """As of any queue. Messages of others are no reason to take it for empty, unless they come again."""
+        while True:
+            known = len(self.others)
+            messages = super().receive(most, wait)
+            if messages or len(self.others) == known or self.stopping.is_set():
+                return messages
+
+    def messages_of(self, answer: dict) -> list[Message]:
+        """One that names no queue was sent here by hand, or is of an emulator that tells none."""
+        messages = answer.get("Messages") or ()
+        others = [each for each in messages if (each.get("Attributes") or {}).get(SOURCE, self.source) != self.source]
+        self.others.update(each["MessageId"] for each in others)
+        return super().messages_of({"Messages": [each for each in messages if each not in others]})
 
 
 def backoff(attempt: int, longest: float) -> float:

@@ -194,6 +194,26 @@ def test_a_stack_with_lambda_drains_its_queue_with_the_password_of_its_secret(aw
     assert queues_in_raw(database) == [(DECLARED,)]
 
 
+@pytest.mark.parametrize("run_on", ["ecs", "lambda"])
+def test_the_dead_letters_of_a_stack_land_by_a_task_of_it(aws: Aws, database: Database, run_on: str):
+    assert aws.deploy("production", RunOn=run_on) == "CREATE_COMPLETE"
+    send(aws, aws.resources("production")["DeadLetters"], 20)
+    container = aws.container("production", "RedriveTask")
+    settings = {each["name"]: each["value"] for each in container["environment"] if not each["name"].startswith("PG")}
+
+    done = subprocess.run(
+        [sys.executable, *container["command"][1:]],
+        cwd=ROOT,
+        env=database.env("loader_user") | aws.env | settings,
+        capture_output=True,
+        text=True,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("received 20: landed 20, ")
+    assert queues_in_raw(database) == [(DECLARED,)]
+
+
 def test_both_queues_refuse_requests_without_tls(aws: Aws):
     aws.deploy("production")
     sqs, resources = aws.client("sqs"), aws.resources("production")
@@ -259,12 +279,13 @@ def test_a_new_image_is_migrated_before_its_loader_starts(aws: Aws):
 
     images = {
         task: aws.container("production", task)["image"]
-        for task in ("BootstrapTask", "MigrateTask", "LoaderTask", "DbtTask", "PurgeTask", "AttestTask")
+        for task in ("BootstrapTask", "MigrateTask", "LoaderTask", "RedriveTask", "DbtTask", "PurgeTask", "AttestTask")
     }
     assert images == {
         "BootstrapTask": "masked-logins:3",
         "MigrateTask": "masked-logins:3",
         "LoaderTask": old,
+        "RedriveTask": old,
         "DbtTask": old,
         "PurgeTask": old,
         "AttestTask": old,

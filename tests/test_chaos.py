@@ -283,7 +283,7 @@ def breaks(name: str, place, plan: list[chaos.Event], **planted) -> bool:
 
 
 def test_a_loader_that_deletes_before_it_commits_is_found(place, programs):
-    landing = "    landing = run.database.land(run.queue.name, list(batch.messages.values()))\n"
+    landing = "    landing = run.database.land(run.queue.name_in_raw, list(batch.messages.values()))\n"
     plant(programs / "loader/load.py", landing, "    run.queue.delete(list(batch.messages.values()))\n" + landing)
 
     assert breaks("what_is_sent_has_landed", place, killed_loaders(), root=programs)

@@ -22,8 +22,9 @@ import psycopg2
 import pytest
 import yaml
 
+from loader.aws import Lean
 from loader.cli import main
-from loader.load import FLUSH_BYTES
+from loader.load import FLUSH_BYTES, threads
 from loader.metrics import Metrics
 from loader.report import Report
 from loader.sqs import BATCH
@@ -142,8 +143,6 @@ def test_the_policies_allow_what_the_loader_calls_and_no_more():
     source = "".join(path.read_text() for path in (ROOT / "loader").glob("*.py"))
     operations = botocore.session.get_session().get_service_model("sqs").operation_names
     called = {f"sqs:{name.removesuffix('Batch')}" for name in operations if f'"{name}"' in source}
-    # StartMessageMoveTask requires these of its caller, though the loader itself calls only the first.
-    moving = {"sqs:StartMessageMoveTask", "sqs:SendMessage", "sqs:ListMessageMoveTasks"}
     # SQS calls these with the caller's permissions where a queue has a customer's key.
     encryption = {"kms:Decrypt", "kms:GenerateDataKey"}
     others = {"cloudwatch:GetMetricStatistics"} if "get_metric_statistics" in source else set()
@@ -151,18 +150,20 @@ def test_the_policies_allow_what_the_loader_calls_and_no_more():
 
     assert {"sqs:ReceiveMessage", "sqs:DeleteMessage"} <= called
     assert called | others <= allowed
-    assert allowed - moving - encryption <= called | others
+    assert allowed - encryption <= called | others
 
 
 def test_status_asks_for_no_more_than_to_read():
     assert allowed_by("status") == {"sqs:GetQueueAttributes", "sqs:GetQueueUrl", "cloudwatch:GetMetricStatistics"}
 
 
-def test_redrive_needs_the_url_of_the_queue_only():
-    (dead_letters, queue, _) = policy("redrive")
-    assert dead_letters["Resource"] == f"{queue['Resource']}-dlq"
-    assert "sqs:GetQueueUrl" in queue["Action"]
-    assert "sqs:GetQueueUrl" not in dead_letters["Action"]
+def test_the_dead_letter_queue_may_be_loaded_from_as_the_queue_may():
+    """By who has both policies. The loader alone can see how many messages are there, and no more."""
+    queue, dead_letters, _ = policy("loader")
+    (redrive,) = policy("redrive")
+
+    assert redrive["Resource"] == dead_letters["Resource"] == f"{queue['Resource']}-dlq"
+    assert sorted(dead_letters["Action"] + redrive["Action"]) == queue["Action"]
 
 
 def test_a_role_of_kubernetes_can_be_assumed_by_one_service_account():
@@ -186,7 +187,11 @@ def test_keda_does_not_act_as_the_loader_whose_role_trusts_the_loader_alone():
     assert authentication["spec"]["podIdentity"].get("identityOwner", "keda") == "keda"
 
 
-def test_the_template_has_the_policy_of_the_file():
+def test_the_template_has_the_policies_of_the_files():
+    (redrive,) = resources()["RedriveRole"]["Properties"]["Policies"]
+    assert [(each["Sid"], each["Action"]) for each in redrive["PolicyDocument"]["Statement"]] == [
+        (each["Sid"], each["Action"]) for each in policy("redrive")
+    ]
     statements = resources()["LoadFromQueue"]["Properties"]["PolicyDocument"]["Statement"]
     # The last one is `!If [HasQueueKey, {…}, …]`.
     statements = [statement if isinstance(statement, dict) else statement[1] for statement in statements]
@@ -254,7 +259,7 @@ def test_the_loader_understands_its_command(where, arguments):
 def test_a_loader_has_memory_for_the_largest_messages():
     largest = resources()["Queue"]["Properties"]["MaximumMessageSize"]
     (workers,) = [option.default for option in main.commands["load"].params if option.name == "workers"]
-    held = workers * (FLUSH_BYTES + BATCH * largest)
+    held = threads(workers, Lean.at_once) * FLUSH_BYTES + workers * BATCH * largest
     needed = 4 * held / 2**20  # one character beyond U+FFFF, and Python takes four bytes for each
     (deployment, *_) = documents(DEPLOY / "kubernetes" / "loader.yaml")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]

@@ -248,12 +248,12 @@ login_session = arn:aws:iam::1:user/me
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_a_profile_that_a_person_has_to_sign_in_with_is_said_with_what_helps(tmp_path, monkeypatch, name: str):
+def test_a_profile_that_a_person_has_to_sign_in_with_is_said_with_what_helps(tmp_path, database, name: str):
     (tmp_path / "config").write_text(PROMPTS[name])
-    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(variable)
-    env = os.environ | {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_PROFILE": "mine"}
-    command = [sys.executable, "-m", "loader", "redrive"]
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    env = {name: value for name, value in database.env("loader_user").items() if name not in keys}
+    env |= {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_PROFILE": "mine"}
+    command = [sys.executable, "-m", "loader", "load"]
     done = subprocess.run(
         command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, start_new_session=True
     )

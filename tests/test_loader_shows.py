@@ -19,8 +19,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from loader.doctor import retention
-from loader.errors import NoSqs
 from loader.report import Look, Report, progress_line
+from loader.sqs import Queue
 from local.processes import free_port
 from tests import faults
 from tests.conftest import ROOT
@@ -335,96 +335,70 @@ def test_redrive_without_a_dead_letter_queue_says_so(loading: Loading):
     status, out, err = tell(loading, "redrive")
 
     assert (status, out) == (12, "")
-    assert err == f"Redrive failed: {loading.queue_name} has no dead-letter queue.\n"
+    assert err.startswith(f"{loading.queue_name} has no dead-letter queue. Give it a redrive policy")
 
 
-def test_redrive_where_sqs_has_no_such_task_says_so(loading: Loading):
-    with_dead_letters(loading, 5)
+@pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
+@pytest.mark.parametrize("client", ["lean", "boto3"])
+def test_redrive_lands_each_dead_letter_once_though_some_had_landed(loading: Loading, client: str, fifo: bool):
+    """They had landed, but the loader was not allowed to delete them: after a redrive by SQS, each would land again."""
+    attributes = {"FifoQueue": "true"} if fifo else {}
+    loading.url, group = create_queue(loading.sqs, **attributes), {"MessageGroupId": "g"} if fifo else {}
+    dead = with_dead_letters(loading, 1, **attributes)
+    for body in ("landed", "not landed"):
+        loading.sqs.send_message(
+            QueueUrl=loading.url, MessageBody=body, **group, **({"MessageDeduplicationId": body} if fifo else {})
+        )
+        if body == "landed":
+            with loading.faulty_sqs(faults.always("DeleteMessageBatch", faults.error("AccessDenied"))):
+                assert end(loading.start())[0] == 4
+    until(lambda: not loading.sqs.receive_message(QueueUrl=loading.url, VisibilityTimeout=0).get("Messages"))
+    assert counted(loading, dead) == 2
 
-    assert tell(loading, "redrive") == (12, "", "Redrive failed: this SQS has no StartMessageMoveTask.\n")
+    status, out, err = tell(loading, "redrive", "--client", client)
 
-
-@pytest.mark.parametrize(
-    "code", ["InvalidParameterValue", "AWS.SimpleQueueService.InvalidParameterValue", "ResourceNotFoundException"]
-)
-def test_redrive_that_is_under_way_already_is_no_fault_of_the_network(loading: Loading, code: str):
-    with_dead_letters(loading, 5)
-    with loading.faulty_sqs(faults.always("StartMessageMoveTask", faults.error(code))):
-        status, out, err = tell(loading, "redrive")
-
-    assert (status, out) == (12, "")
-    assert err == (
-        f"Redrive failed: SQS refuses the task, {code}, as it does while another one for the same dead-letter queue"
-        " is running.\n"
-    )
-
-
-TASKS = {
-    "no-list": ({"a": 1}, 8, "SQS does not answer ListMessageMoveTasks: "),
-    "no-status": ([{}], 8, "SQS does not answer ListMessageMoveTasks: "),
-    "no-object": ([7], 8, "SQS does not answer ListMessageMoveTasks: "),
-    "failed": (
-        [{"Status": "FAILED", "ApproximateNumberOfMessagesMoved": None, "FailureReason": "AccessDenied"}], 12,
-        "Redrive failed: the task ended as FAILED (AccessDenied) after 0 of 0 messages.",
-    ),
-    "complete-without-numbers": ([{"Status": "COMPLETED", "ApproximateNumberOfMessagesToMove": None}], 0, ""),
-}  # fmt: skip
+    assert (status, err) == (0, "")
+    assert out == ("received 2: landed 1, duplicates 1, refused 0, returned 0; deleted 2, not deleted 0\n")
+    assert counted(loading, dead) == 0
+    assert sorted(loading.query("select body, queue from raw.sqs_messages")) == [
+        ("landed", loading.queue_name), ("not landed", loading.queue_name),
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_what_becomes_of_a_redrive_is_told_whatever_sqs_leaves_out(loading: Loading, name: str):
-    with_dead_letters(loading, 5)
-    results, expected, sentence = TASKS[name]
+def test_redrive_leaves_what_postgresql_still_refuses(loading: Loading):
+    dead = with_dead_letters(loading, 1)
+    loading.execute("alter table raw.sqs_messages add constraint no_two check (body <> 'two')")
+    ids = [send_to(loading, dead, body) for body in ("one", "two", "three")]
 
-    def task(call: faults.Call) -> None:
-        if call.operation == "StartMessageMoveTask":
-            return call.answer(200, b'{"TaskHandle": "x"}')
-        if call.operation == "ListMessageMoveTasks":
-            return call.answer(200, json.dumps({"Results": results}).encode())
-        return faults.none(call)
+    status, out, err = tell(loading, "redrive")
 
-    with loading.faulty_sqs(task):
-        status, out, err = tell(loading, "redrive")
-
-    assert (status, out.startswith("moved 0 of 0 messages")) == (expected, expected == 0)
-    assert err.startswith(sentence)
+    assert status == 10
+    assert ": landed 2, duplicates 0, refused " in out
+    assert f"PostgreSQL refused a message message_id={ids[1]}" in err
+    assert counted(loading, dead) == 1
+    assert loading.query("select distinct queue from raw.sqs_messages") == [(loading.queue_name,)]
 
 
-def test_redrive_does_not_wait_for_ever_for_a_task_that_sqs_never_lists(loading: Loading):
-    with_dead_letters(loading, 5)
+@pytest.mark.parametrize("client", ["lean", "boto3"])
+def test_redrive_takes_no_dead_letter_of_another_queue(loading: Loading, client: str):
+    """Several queues may share a dead-letter queue. That of another is not ours to read, nor to delete."""
+    dead = with_dead_letters(loading, 1)
+    policy = json.dumps({"deadLetterTargetArn": arn_of(loading, dead), "maxReceiveCount": 1})
+    other = create_queue(loading.sqs, RedrivePolicy=policy)
+    for number in range(30):
+        loading.sqs.send_message(QueueUrl=other, MessageBody=f"theirs {number}")
+    loading.send(["ours"])
+    for queue in (other, loading.url):
+        while loading.sqs.receive_message(QueueUrl=queue, VisibilityTimeout=0, MaxNumberOfMessages=10).get("Messages"):
+            pass
+    assert counted(loading, dead) == 31
 
-    def task(call: faults.Call) -> None:
-        if call.operation in ("StartMessageMoveTask", "ListMessageMoveTasks"):
-            return call.answer(200, b'{"TaskHandle": "x", "Results": []}')
-        return faults.none(call)
+    status, out, err = tell(loading, "redrive", "--client", client, "--workers", "2")
 
-    with loading.faulty_sqs(task):
-        queue = loading.ready(give_up_after=0.5).queue
-        with pytest.raises(NoSqs, match="it lists no task, and has taken one"):
-            list(queue.redrive())
-
-
-def test_redrive_moves_by_a_task_of_sqs(loading: Loading):
-    """The emulator has no such task, so the proxy before it plays it: running when first asked, then complete."""
-    dead = with_dead_letters(loading, 5)
-    started = []
-
-    def task(call: faults.Call) -> None:
-        if call.operation == "StartMessageMoveTask":
-            started.append(json.loads(call.request_body))
-            return call.answer(200, b'{"TaskHandle": "x"}')
-        if call.operation == "ListMessageMoveTasks":
-            state = {"Status": "RUNNING" if call.nth == 1 else "COMPLETED", "ApproximateNumberOfMessagesMoved": 3}
-            return call.answer(
-                200, json.dumps({"Results": [state | {"ApproximateNumberOfMessagesToMove": 3}]}).encode()
-            )
-        return faults.none(call)
-
-    with loading.faulty_sqs(task):
-        status, out, err = tell(loading, "redrive")
-
-    assert (status, out, err) == (0, "moved 3 of 3 messages back to the queue they came from\n", "")
-    assert started == [{"SourceArn": arn_of(loading, dead)}]  # without a destination each goes back to its own queue
+    assert (status, out[:21]) == (0, "received 1: landed 1,")
+    assert loading.query("select body from raw.sqs_messages") == [("ours",)]
+    assert err.endswith(" left in the dead-letter queue, because they came from other queues messages=30\n")
+    assert counted(loading, dead) == 30
 
 
 def tell(loading: Loading, *command: str) -> tuple[int, str, str]:
@@ -434,8 +408,16 @@ def tell(loading: Loading, *command: str) -> tuple[int, str, str]:
     return result.returncode, result.stdout, result.stderr
 
 
-def with_dead_letters(loading: Loading, receives: int) -> str:
-    dead = create_queue(loading.sqs)
+def send_to(loading: Loading, url: str, body: str) -> str:
+    return loading.sqs.send_message(QueueUrl=url, MessageBody=body)["MessageId"]
+
+
+def counted(loading: Loading, url: str) -> int:
+    return Queue.backlog(loading.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"])
+
+
+def with_dead_letters(loading: Loading, receives: int, **attributes: str) -> str:
+    dead = create_queue(loading.sqs, **attributes)
     policy = json.dumps({"deadLetterTargetArn": arn_of(loading, dead), "maxReceiveCount": receives})
     loading.sqs.set_queue_attributes(QueueUrl=loading.url, Attributes={"RedrivePolicy": policy})
     return dead

@@ -185,7 +185,7 @@ RUN_BY = {
     "python -m loader": "test_readme.py::test_the_loaders_help_is_the_real_one",
     "python -m loader doctor": "test_loader_shows.py::test_doctor_finds_nothing_wrong_and_leaves_no_trace",
     "python -m loader load": "test_demo.py::test_what_people_type_next_works",
-    "python -m loader redrive": "test_loader_shows.py::test_redrive_moves_by_a_task_of_sqs",
+    "python -m loader redrive": "test_loader_shows.py::test_redrive_lands_each_dead_letter_once_though_some_had_landed",
     "python -m loader status": "test_status.py::test_all_is_well",
     "python -m migrations": "test_migrations.py::test_migrating_twice_changes_nothing",
 }
