@@ -109,26 +109,27 @@ def redrive(**options):
 
 
 def carry(
-    queue_name,
-    queue_url,
-    give_up_after,
-    client,
-    log_format,
-    dead_letters=False,
-    metrics_port=None,
-    metrics_host=None,
+    queue_name: str | None,
+    queue_url: str | None,
+    give_up_after: float,
+    client: str,
+    log_format: str,
+    dead_letters: bool = False,
+    metrics_port: int | None = None,
+    metrics_host: str = "",
     **bounds,
-):
-    queue = name_in_raw(queue_name, queue_url)
-    report = Report(log_format, progress=is_terminal() and log_format == "text", queue=queue)
+) -> None:
+    """Loads from the queue, or from its dead-letter queue, until one of the bounds; prints what became of it all."""
+    report = Report(
+        log_format, progress=is_terminal() and log_format == "text", queue=name_in_raw(queue_name, queue_url)
+    )
     report.show_progress()
     database = Database(give_up_after)
     database.open()
-    queue = Queue(connect(bounds["workers"] * 2, client == "lean", queue_url), queue_name, queue_url, give_up_after)
-    if dead_letters:
-        source, (queue, _) = queue, queue.dead_letters(queue.attributes())
-        if not queue:
-            raise errors.NoDeadLetterQueue(queue=source.name)
+    source = Queue(connect(bounds["workers"] * 2, client == "lean", queue_url), queue_name, queue_url, give_up_after)
+    queue = source.dead_letters(source.attributes())[0] if dead_letters else source
+    if not queue:
+        raise errors.NoDeadLetterQueue(queue=source.name)
     queue.say = database.say = report.say
     run = Run(queue, database, report, **bounds, watched=report.progress or metrics_port is not None)
     if metrics_port:
