@@ -305,9 +305,10 @@ class DeadLetters(Queue):
                 return messages
 
     def messages_of(self, answer: dict) -> list[Message]:
-        """One that names no queue was sent here by hand, or is of an emulator that tells none."""
+        """One that names no queue was sent here by hand, or is of an emulator that names none, or not its own."""
         messages = answer.get("Messages") or ()
-        others = [each for each in messages if (each.get("Attributes") or {}).get(SOURCE, self.source) != self.source]
+        sources = [(each.get("Attributes") or {}).get(SOURCE) for each in messages]
+        others = [each for each, of in zip(messages, sources, strict=True) if of and self.source and of != self.source]
         self.others.update(each["MessageId"] for each in others)
         return super().messages_of({"Messages": [each for each in messages if each not in others]})
 

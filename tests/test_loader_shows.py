@@ -401,6 +401,33 @@ def test_redrive_takes_no_dead_letter_of_another_queue(loading: Loading, client:
     assert counted(loading, dead) == 30
 
 
+@pytest.mark.parametrize("unknown", ["source", "arn"])
+def test_redrive_takes_a_dead_letter_of_which_nobody_knows_where_it_came_from(loading: Loading, unknown: str):
+    """One that was sent there by hand, with null for its source; or of an emulator that does not tell queues' ARNs."""
+    dead = with_dead_letters(loading, 1)
+    if unknown == "source":
+        send_to(loading, dead, "ours")
+    else:
+        loading.send(["ours"])
+        while loading.sqs.receive_message(QueueUrl=loading.url, VisibilityTimeout=0).get("Messages"):
+            pass
+
+    def null(call: faults.Call) -> None:
+        status, body = call.forward()
+        answer = json.loads(body)
+        if "QueueArn" in answer.get("Attributes", {}) and unknown == "arn":
+            answer["Attributes"]["QueueArn"] = None
+        for each in answer.get("Messages") or ():
+            each["Attributes"].setdefault("DeadLetterQueueSourceArn", None)
+        call.answer(status, json.dumps(answer).encode())
+
+    with loading.faulty_sqs(null):
+        status, out, _ = tell(loading, "redrive")
+
+    assert (status, out[:21]) == (0, "received 1: landed 1,")
+    assert counted(loading, dead) == 0
+
+
 def tell(loading: Loading, *command: str) -> tuple[int, str, str]:
     env = {"LOADER_QUEUE_NAME": loading.queue_name} | loading.env
     result = subprocess.run([sys.executable, "-m", "loader", *command], env=env, capture_output=True, text=True)
