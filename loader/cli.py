@@ -100,10 +100,11 @@ def load(**options):
 @queue_options
 @run_options
 def redrive(**options):
-    """Load the messages of the dead-letter queue, under the name of the queue that they came from.
+    """Load the messages of the dead-letter queue, after what stopped them is fixed.
 
-    Fix first what stopped them. SQS's own redrive (StartMessageMoveTask) gives messages new ids: one that had landed,
-    but was never deleted, would land again. Here it counts as a duplicate. What came from other queues stays.
+    They land with the name of the queue that they came from; what came from other queues stays. SQS's own redrive
+    (StartMessageMoveTask) gives messages new ids: one that had landed, but was never deleted, would land again. Here it
+    counts as a duplicate.
     """
     carry(**options, dead_letters=True)
 
@@ -173,10 +174,11 @@ def stop_on_signals(run: Run) -> None:
 @setting("--json", is_flag=True, help="JSON: ages in seconds, null for what is unknown.")
 @click.pass_context
 def status(ctx, queue_name, queue_url, max_lag, json):
-    """Show the state of the pipeline: backlog, dead-letter queue, the last 24 hours, and what needs attention.
+    """Show the state of the pipeline, and what needs attention.
 
-    Needs a database login in the role monitor or analyst and, in AWS, sqs:GetQueueUrl, sqs:GetQueueAttributes and (for
-    the age of the oldest message) cloudwatch:GetMetricStatistics. Without a permission, the rest is still shown.
+    That is the backlog, the dead-letter queue and the last 24 hours. Needs a database login in the role monitor or
+    analyst and, in AWS, sqs:GetQueueUrl, sqs:GetQueueAttributes and (for the age of the oldest message)
+    cloudwatch:GetMetricStatistics. Without a permission, the rest is still shown.
     """
     seen = Status(queue_name, queue_url, timedelta(seconds=min(10**9, max_lag)))  # "inf" is never
     click.echo(to_json(seen) if json else screen(seen))
