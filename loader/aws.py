@@ -519,7 +519,7 @@ def is_batch(answer: dict) -> bool:
 
 def is_id(text: str) -> bool:
     """Of a batch's entry: they are numbers here."""
-    return text.isdecimal() and text.isascii() and len(text) < 11
+    return text.isdecimal() and is_number(text)
 
 
 def is_number(value: object) -> bool:
@@ -548,12 +548,10 @@ def is_received(answer: dict) -> bool:
         return not answer
     messages = answer["Messages"]
     for each in messages or ():
+        own = each.get("MessageAttributes") or {}
         if not type(each["Body"]) is type(each["MessageId"]) is type(each["ReceiptHandle"]) is str:
             return False
-        own = each.get("MessageAttributes") or {}
-        if not type(each.get("Attributes") or {}) is type(own) is dict:
-            return False
-        if own and not all(type(part) is dict for part in own.values()):
+        if not all(isinstance(part, dict) for part in (each.get("Attributes") or {}, own, *own.values())):
             return False
     return messages is None or type(messages) is list
 
