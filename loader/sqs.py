@@ -175,7 +175,7 @@ class Queue:
             "MaxNumberOfMessages": most,
             "WaitTimeSeconds": wait,
             "VisibilityTimeout": self.visibility,  # as the heartbeat has it, even if the queue's is changed meanwhile
-            "MessageSystemAttributeNames": list(self.system_attributes),
+            "MessageSystemAttributeNames": self.system_attributes,
             "MessageAttributeNames": ["All"],
         }
 
@@ -305,12 +305,14 @@ class DeadLetters(Queue):
                 return messages
 
     def messages_of(self, answer: dict) -> list[Message]:
-        """One that names no queue was sent here by hand, or is of an emulator that names none, or not its own."""
         messages = answer.get("Messages") or ()
-        sources = [(each.get("Attributes") or {}).get(SOURCE) for each in messages]
-        others = [each for each, of in zip(messages, sources, strict=True) if of and self.source and of != self.source]
-        self.others.update(each["MessageId"] for each in others)
-        return super().messages_of({"Messages": [each for each in messages if each not in others]})
+        self.others.update(each["MessageId"] for each in messages if not self.is_ours(each))
+        return [Message.of(each) for each in messages if self.is_ours(each)]
+
+    def is_ours(self, message: dict) -> bool:
+        """One that names no queue was sent here by hand; or an emulator tells no sources, or no queue's ARN."""
+        source = (message.get("Attributes") or {}).get(SOURCE)
+        return not source or not self.source or source == self.source
 
 
 def backoff(attempt: int, longest: float) -> float:

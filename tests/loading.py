@@ -173,6 +173,13 @@ def create_queue(sqs: Any, **attributes: str) -> str:
     return sqs.create_queue(QueueName=f"load-{uuid.uuid4()}{fifo}", Attributes=attributes)["QueueUrl"]
 
 
+def set_dead_letter_queue(sqs: Any, url: str, dead: str, receives: int) -> None:
+    """Of the queue with this URL, by URL; `receives` is how often a message is received before it goes there."""
+    arn = sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": receives})
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"RedrivePolicy": policy})
+
+
 def end(process: subprocess.Popen, number: int | None = None) -> tuple[int, str, str]:
     """Waits for a loader to end, told to by a signal or not: its exit status, stdout and stderr."""
     if number:

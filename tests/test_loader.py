@@ -16,7 +16,7 @@ from loader.land import Database
 from loader.load import Batch
 from loader.sqs import Message
 from tests import faults
-from tests.loading import Loading, a_loading, create_queue, end, until
+from tests.loading import Loading, a_loading, create_queue, end, set_dead_letter_queue, until
 
 loading = pytest.fixture(a_loading)
 
@@ -212,9 +212,7 @@ def test_a_queue_with_nothing_but_refused_messages_is_drained(loading: Loading):
 
 def test_a_refused_message_goes_to_the_dead_letter_queue(loading: Loading):
     dead = create_queue(loading.sqs)
-    arn = loading.sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 1})
-    loading.sqs.set_queue_attributes(QueueUrl=loading.url, Attributes={"RedrivePolicy": policy})
+    set_dead_letter_queue(loading.sqs, loading.url, dead, receives=1)
     loading.execute("alter table raw.sqs_messages add check (body !~ 'poison')")
     loading.send(["poison"])
     loading.run()

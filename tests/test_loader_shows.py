@@ -24,7 +24,7 @@ from loader.sqs import Queue
 from local.processes import free_port
 from tests import faults
 from tests.conftest import ROOT
-from tests.loading import Loading, a_loading, create_queue, end, until
+from tests.loading import Loading, a_loading, create_queue, end, set_dead_letter_queue, until
 
 loading = pytest.fixture(a_loading)
 
@@ -343,22 +343,23 @@ def test_redrive_without_a_dead_letter_queue_says_so(loading: Loading):
 def test_redrive_lands_each_dead_letter_once_though_some_had_landed(loading: Loading, client: str, fifo: bool):
     """They had landed, but the loader was not allowed to delete them: after a redrive by SQS, each would land again."""
     attributes = {"FifoQueue": "true"} if fifo else {}
-    loading.url, group = create_queue(loading.sqs, **attributes), {"MessageGroupId": "g"} if fifo else {}
+    loading.url = create_queue(loading.sqs, **attributes)
     dead = with_dead_letters(loading, 1, **attributes)
-    for body in ("landed", "not landed"):
-        loading.sqs.send_message(
-            QueueUrl=loading.url, MessageBody=body, **group, **({"MessageDeduplicationId": body} if fifo else {})
-        )
-        if body == "landed":
-            with loading.faulty_sqs(faults.always("DeleteMessageBatch", faults.error("AccessDenied"))):
-                assert end(loading.start())[0] == 4
+
+    def send(body: str) -> None:
+        loading.send([body], **({"MessageGroupId": "g", "MessageDeduplicationId": body} if fifo else {}))
+
+    send("landed")
+    with loading.faulty_sqs(faults.always("DeleteMessageBatch", faults.error("AccessDenied"))):
+        assert end(loading.start())[0] == 4
+    send("not landed")
     until(lambda: not loading.sqs.receive_message(QueueUrl=loading.url, VisibilityTimeout=0).get("Messages"))
     assert counted(loading, dead) == 2
 
     status, out, err = tell(loading, "redrive", "--client", client)
 
     assert (status, err) == (0, "")
-    assert out == ("received 2: landed 1, duplicates 1, refused 0, returned 0; deleted 2, not deleted 0\n")
+    assert out == "received 2: landed 1, duplicates 1, refused 0, returned 0; deleted 2, not deleted 0\n"
     assert counted(loading, dead) == 0
     assert sorted(loading.query("select body, queue from raw.sqs_messages")) == [
         ("landed", loading.queue_name), ("not landed", loading.queue_name),
@@ -383,14 +384,13 @@ def test_redrive_leaves_what_postgresql_still_refuses(loading: Loading):
 def test_redrive_takes_no_dead_letter_of_another_queue(loading: Loading, client: str):
     """Several queues may share a dead-letter queue. That of another is not ours to read, nor to delete."""
     dead = with_dead_letters(loading, 1)
-    policy = json.dumps({"deadLetterTargetArn": arn_of(loading, dead), "maxReceiveCount": 1})
-    other = create_queue(loading.sqs, RedrivePolicy=policy)
+    other = create_queue(loading.sqs)
+    set_dead_letter_queue(loading.sqs, other, dead, receives=1)
     for number in range(30):
-        loading.sqs.send_message(QueueUrl=other, MessageBody=f"theirs {number}")
+        send_to(loading, other, f"theirs {number}")
     loading.send(["ours"])
     for queue in (other, loading.url):
-        while loading.sqs.receive_message(QueueUrl=queue, VisibilityTimeout=0, MaxNumberOfMessages=10).get("Messages"):
-            pass
+        receive_until_all_are_dead(loading, queue)
     assert counted(loading, dead) == 31
 
     status, out, err = tell(loading, "redrive", "--client", client, "--workers", "2")
@@ -409,8 +409,7 @@ def test_redrive_takes_a_dead_letter_of_which_nobody_knows_where_it_came_from(lo
         send_to(loading, dead, "ours")
     else:
         loading.send(["ours"])
-        while loading.sqs.receive_message(QueueUrl=loading.url, VisibilityTimeout=0).get("Messages"):
-            pass
+        receive_until_all_are_dead(loading, loading.url)
 
     def null(call: faults.Call) -> None:
         status, body = call.forward()
@@ -445,10 +444,10 @@ def counted(loading: Loading, url: str) -> int:
 
 def with_dead_letters(loading: Loading, receives: int, **attributes: str) -> str:
     dead = create_queue(loading.sqs, **attributes)
-    policy = json.dumps({"deadLetterTargetArn": arn_of(loading, dead), "maxReceiveCount": receives})
-    loading.sqs.set_queue_attributes(QueueUrl=loading.url, Attributes={"RedrivePolicy": policy})
+    set_dead_letter_queue(loading.sqs, loading.url, dead, receives)
     return dead
 
 
-def arn_of(loading: Loading, url: str) -> str:
-    return loading.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+def receive_until_all_are_dead(loading: Loading, url: str) -> None:
+    while loading.sqs.receive_message(QueueUrl=url, VisibilityTimeout=0, MaxNumberOfMessages=10).get("Messages"):
+        pass

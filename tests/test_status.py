@@ -19,6 +19,7 @@ from psycopg2.extras import RealDictCursor
 from loader import status
 from loader.cli import main
 from tests.conftest import administration, copy
+from tests.loading import set_dead_letter_queue
 from tests.pipeline import dbt, land, query
 
 ROOT = Path(__file__).parents[1]
@@ -37,15 +38,9 @@ def built(module_database):
 def dead(sqs, queue):
     """The queue's dead-letter queue, by URL."""
     dead = sqs.create_queue(QueueName=f"{queue.name}-dlq")["QueueUrl"]
-    set_dead_letter_queue(sqs, queue, dead, receives=5)
+    set_dead_letter_queue(sqs, queue.url, dead, receives=5)
     yield dead
     sqs.delete_queue(QueueUrl=dead)
-
-
-def set_dead_letter_queue(sqs, queue, dead, receives):
-    arn = sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": receives})
-    sqs.set_queue_attributes(QueueUrl=queue.url, Attributes={"RedrivePolicy": policy})
 
 
 @pytest.fixture
@@ -143,7 +138,7 @@ def test_dead_letters_need_a_person(ask, sqs, queue, dead):
 )
 def test_status_and_doctor_agree_on_the_dead_letter_queue(built, sqs, queue, dead, ask, receives, trouble):
     if receives:
-        set_dead_letter_queue(sqs, queue, dead, receives)
+        set_dead_letter_queue(sqs, queue.url, dead, receives)
     else:
         sqs.set_queue_attributes(QueueUrl=queue.url, Attributes={"RedrivePolicy": ""})
     options = ["--queue-name", queue.name]
