@@ -75,7 +75,10 @@ def receive_at_once(run: "Run", batch: "Batch") -> bool:
 
 
 def land_and_delete(run: "Run", batch: "Batch") -> bool:
-    """One transaction, committed; then the deletes. What PostgreSQL refuses stays on the queue, for its own timeout."""
+    """One transaction, committed; then the deletes. What PostgreSQL refuses stays on the queue, for its own timeout.
+
+    False when this brought nothing new, so that the queue may be empty.
+    """
     began = time.monotonic()
     landing = run.database.land(run.queue.name_in_raw, list(batch.messages.values()))
     run.report.landed(landing, time.monotonic() - began)
@@ -86,7 +89,7 @@ def land_and_delete(run: "Run", batch: "Batch") -> bool:
         run.report.add(deleted=run.queue.delete(landing.durable, run.at_once))
     finally:
         batch.messages = {}
-    return bool(landing.durable)
+    return bool(landing.durable) or run.refuses_more(landing.refused)
 
 
 def keep_visible(run: "Run") -> None:
@@ -179,6 +182,7 @@ class Run:
         self.door = threading.Lock()
         self.active = self.workers
         self.idle: set[int] = set()  # workers that hold nothing and whose last long poll brought nothing
+        self.refused: set[str] = set()  # ids of messages that PostgreSQL refused
         self.drained = self.cancelled = False
         self.left = float("inf") if max_messages is None else max_messages
 
@@ -267,6 +271,15 @@ class Run:
                 self.idle.discard(threading.get_ident())
         self.report.add(received=received)
 
+    def refuses_more(self, refused: list[tuple[Message, str]]) -> bool:
+        """Whether some are refused for the first time; others may be behind them. With --follow, it asks on anyway."""
+        if self.follow:
+            return False
+        with self.changed:
+            known = len(self.refused)
+            self.refused.update(message.id for message, _ in refused)
+            return len(self.refused) > known
+
     def wake_the_idle(self) -> None:
         """While something was landed, more may have come."""
         with self.changed:
@@ -274,7 +287,7 @@ class Run:
             self.changed.notify_all()
 
     def wait_for_the_others(self) -> None:
-        """A long poll brought nothing, or nothing but what PostgreSQL refuses. When that is so of all: the end."""
+        """A long poll brought nothing, or nothing but what was refused before. When that is so of all: the end."""
         with self.changed:
             self.idle.add(threading.get_ident())
             self.see_whether_drained()

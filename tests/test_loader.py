@@ -210,6 +210,17 @@ def test_a_queue_with_nothing_but_refused_messages_is_drained(loading: Loading):
     assert sum(loading.waiting()) == 3
 
 
+def test_what_is_behind_more_refused_messages_than_a_transaction_has_lands(loading: Loading):
+    """They never leave a dead-letter queue, so that what is behind them there would not land by any `redrive`."""
+    loading.execute("alter table raw.sqs_messages add check (body !~ 'poison')")
+    loading.send([*["poison"] * 6, "good"])
+
+    report = loading.run(workers=1, flush=3)
+
+    assert report.counts["landed"] == 1
+    assert report.counts["refused"] >= 6
+
+
 def test_a_refused_message_goes_to_the_dead_letter_queue(loading: Loading):
     dead = create_queue(loading.sqs)
     set_dead_letter_queue(loading.sqs, loading.url, dead, receives=1)
