@@ -47,6 +47,7 @@ PASSING = {
 
 # What the key of an encrypted queue refuses, in SQS's words: `KmsDisabled`, once `KMS.DisabledException`.
 KMS = re.compile(r"(?:AWS\.SimpleQueueService\.)?(?:KMS\.|Kms)(?:KMS)?(\w+?)(?:Exception)?")
+ARN = re.compile(r"([^:]*:){5}[^:]+")
 ACTION = re.compile(r"not authorized to perform: ([a-z0-9-]+:\w+)")
 # What kind of policy does not allow it, or denies it.
 POLICY = re.compile(
@@ -531,7 +532,7 @@ def is_attributes(answer: dict) -> bool:
     attributes = {name: value for name, value in answer["Attributes"].items() if value is not None}
     numbers = ("VisibilityTimeout", "MessageRetentionPeriod", "Approximate")
     policy = redrive_policy(attributes)
-    if policy and not (policy["deadLetterTargetArn"].count(":") == 5 and is_number(policy.get("maxReceiveCount", 0))):
+    if policy and not (ARN.fullmatch(policy["deadLetterTargetArn"]) and is_number(policy.get("maxReceiveCount", 0))):
         return False
     return all(is_number(value) for name, value in attributes.items() if name.startswith(numbers))
 

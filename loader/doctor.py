@@ -66,7 +66,10 @@ def examine(open_queue: Callable[[], Queue], database: Database, flush: int) -> 
 
 
 def dead_letter_queue(queue: Queue, attributes: dict[str, str]) -> Check:
-    dead = dead_letters(queue, attributes)
+    try:
+        dead = dead_letters(queue, attributes)
+    except LoaderError as error:
+        return Check("dead-letter queue", False, str(error))
     trouble = dead_letter_trouble(queue.name, dead)
     fine = f"{dead['name']}, after {dead['receives']} receives; it is empty"
     return Check("dead-letter queue", not trouble, trouble or fine)

@@ -58,10 +58,10 @@ class NotMigrated(LoaderError):
 
 
 class NoQueue(LoaderError):
-    """There is no queue {queue} in {region}. Check --queue-name or --queue-url, AWS_DEFAULT_REGION and
-    AWS_ENDPOINT_URL."""
+    """There is no queue {queue} in {region}. {remedy}."""
 
     exit_status, meaning = 6, "the queue does not exist, or was deleted"
+    remedy = "Check --queue-name or --queue-url, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL"
 
 
 class NoCredentials(LoaderError):

@@ -249,7 +249,11 @@ class Queue:
         if not (policy := redrive_policy(attributes)):
             return None, 0
         *_, account, name = policy["deadLetterTargetArn"].split(":")
-        return DeadLetters(self, name, account), int(policy.get("maxReceiveCount") or 0)
+        try:
+            return DeadLetters(self, name, account), int(policy.get("maxReceiveCount") or 0)
+        except errors.NoQueue:
+            remedy = f"The RedrivePolicy of {self.name} names it: create it, or change that policy"
+            raise errors.NoQueue(queue=name, region=self.region, remedy=remedy) from None
 
     def patiently(self, operation: str, **parameters) -> dict:
         began = time.monotonic()

@@ -181,6 +181,9 @@ WRONG_SHAPES = {
     "policy-that-is-no-json": ("GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": "none"}}'),
     "policy-in-a-list": ("GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": "[1]"}}'),
     "policy-without-a-target": ("GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": "{\\"a\\":5}"}}'),
+    "target-without-a-name": (
+        "GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": {"deadLetterTargetArn": "arn:aws:sqs:r:1:"}}}',
+    ),
     "policy-with-a-strange-target": (
         "GetQueueAttributes", b'{"Attributes": {"RedrivePolicy": {"deadLetterTargetArn": "dlq"}}}',
     ),

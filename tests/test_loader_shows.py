@@ -288,6 +288,10 @@ def arrange_no_queue(loading: Loading) -> None:
     loading.env = loading.env | {"LOADER_QUEUE_NAME": "no-such-queue"}
 
 
+def arrange_deleted_dead_letter_queue(loading: Loading) -> None:
+    loading.sqs.delete_queue(QueueUrl=with_dead_letters(loading, 5))
+
+
 def arrange_reads_bodies(loading: Loading) -> None:
     loading.execute("grant select on raw.sqs_messages to loader")
 
@@ -303,6 +307,7 @@ SICK = {
     "no-grant": (arrange_no_grant, "database", "Grant the role loader to this login"),
     "refused": (arrange_refused, "database", "A made-up batch does not land: CheckViolation 23514"),
     "no-queue": (arrange_no_queue, "queue", "There is no queue no-such-queue"),
+    "dead-letter-queue-deleted": (arrange_deleted_dead_letter_queue, "dead-letter queue", "create it, or change that"),
     "reads-bodies": (arrange_reads_bodies, "grants", "load as a login that has the role loader and no other"),
 }
 
@@ -336,6 +341,19 @@ def test_redrive_without_a_dead_letter_queue_says_so(loading: Loading):
 
     assert (status, out) == (12, "")
     assert err.startswith(f"{loading.queue_name} has no dead-letter queue. Give it a redrive policy")
+
+
+def test_redrive_names_the_queue_whose_dead_letter_queue_was_deleted(loading: Loading):
+    dead = with_dead_letters(loading, 1)
+    loading.sqs.delete_queue(QueueUrl=dead)
+
+    status, out, err = tell(loading, "redrive")
+
+    assert (status, out) == (6, "")
+    assert err == (
+        f"There is no queue {dead.rpartition('/')[2]} in us-east-1. The RedrivePolicy of {loading.queue_name} names it:"
+        " create it, or change that policy.\n"
+    )
 
 
 @pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
