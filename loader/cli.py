@@ -146,9 +146,9 @@ def carry(
     finally:
         report.end_progress()
         click.echo(report.result())
-    if dead_letters and queue.others:
+    if queue.others:
         report.say("left in the dead-letter queue, because they came from other queues", messages=len(queue.others))
-    elif run.drained:
+    if run.drained:
         run.say_what_is_left()
     if report.counts["refused"]:
         raise errors.MessagesRefused(refused=report.counts["refused"])

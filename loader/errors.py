@@ -85,8 +85,8 @@ class GaveUp(LoaderError):
 
 
 class MessagesRefused(LoaderError):
-    """PostgreSQL refused {refused} deliveries. They stay on the queue, which moves them to its dead-letter queue in the
-    end. Their ids are in the log; fix the cause, then run `python -m loader redrive`."""
+    """PostgreSQL refused {refused} deliveries. They stay in the dead-letter queue, or go there in the end. Their ids
+    are in the log; fix the cause, then run `python -m loader redrive`."""
 
     exit_status, meaning = 10, "done, but PostgreSQL refused some messages; they stay on the queue"
 

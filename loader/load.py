@@ -211,7 +211,7 @@ class Run:
         """Nothing more came; but others may hold messages, and some may be delayed. SQS counts them roughly."""
         with suppress(LoaderError):
             attributes = self.queue.attributes()
-            if self.queue.backlog(attributes):
+            if self.queue.backlog(attributes) > len(self.queue.others):
                 left = {kind or "Visible": attributes.get(f"ApproximateNumberOfMessages{kind}") for kind in KINDS}
                 self.report.say("drained, but the queue counts more messages", **left)
 

@@ -7,7 +7,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
@@ -127,6 +127,7 @@ class Queue:
     """One queue. Calls are made again until the fault passes, the time to give up has come, or the loader stops."""
 
     system_attributes = SYSTEM_ATTRIBUTES
+    others: Collection[str] = ()  # ids of messages that were received and left alone
 
     def __init__(
         self,
@@ -298,7 +299,7 @@ class DeadLetters(Queue):
     def __init__(self, source: Queue, name: str, account: str):
         super().__init__(source.client, name, give_up_after=source.give_up_after, account=account)
         self.name_in_raw, self.source = source.name, source.arn
-        self.others: set[str] = set()  # ids of messages that came from other queues
+        self.others: set[str] = set()
 
     def receive(self, most: int, wait: int) -> list[Message]:
         """As of any queue. Messages of others are no reason to take it for empty, unless they come again."""

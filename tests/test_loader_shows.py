@@ -394,14 +394,21 @@ def test_redrive_leaves_what_postgresql_still_refuses(loading: Loading):
     assert status == 10
     assert ": landed 2, duplicates 0, refused " in out
     assert f"PostgreSQL refused a message message_id={ids[1]}" in err
+    assert "They stay in the dead-letter queue, or go there in the end." in err
     assert counted(loading, dead) == 1
     assert loading.query("select distinct queue from raw.sqs_messages") == [(loading.queue_name,)]
 
 
-@pytest.mark.parametrize("client", ["lean", "boto3"])
-def test_redrive_takes_no_dead_letter_of_another_queue(loading: Loading, client: str):
-    """Several queues may share a dead-letter queue. That of another is not ours to read, nor to delete."""
+@pytest.mark.parametrize(("client", "hidden"), [("lean", 0), ("boto3", 1)])
+def test_redrive_takes_no_dead_letter_of_another_queue(loading: Loading, client: str, hidden: int):
+    """Several queues may share a dead-letter queue. That of another is not ours to read, nor to delete.
+
+    Ours may be among them, and not be had just now: somebody holds it, or it is behind one of theirs in a FIFO group.
+    """
     dead = with_dead_letters(loading, 1)
+    if hidden:
+        send_to(loading, dead, "held by somebody")
+        loading.sqs.receive_message(QueueUrl=dead, VisibilityTimeout=60)
     other = create_queue(loading.sqs)
     set_dead_letter_queue(loading.sqs, other, dead, receives=1)
     for number in range(30):
@@ -409,14 +416,15 @@ def test_redrive_takes_no_dead_letter_of_another_queue(loading: Loading, client:
     loading.send(["ours"])
     for queue in (other, loading.url):
         receive_until_all_are_dead(loading, queue)
-    assert counted(loading, dead) == 31
+    assert counted(loading, dead) == 31 + hidden
 
     status, out, err = tell(loading, "redrive", "--client", client, "--workers", "2")
 
     assert (status, out[:21]) == (0, "received 1: landed 1,")
     assert loading.query("select body from raw.sqs_messages") == [("ours",)]
-    assert err.endswith(" left in the dead-letter queue, because they came from other queues messages=30\n")
-    assert counted(loading, dead) == 30
+    assert " left in the dead-letter queue, because they came from other queues messages=30\n" in err
+    assert ("drained, but the queue counts more messages" in err) is bool(hidden)
+    assert counted(loading, dead) == 30 + hidden
 
 
 @pytest.mark.parametrize("unknown", ["source", "arn"])
