@@ -104,7 +104,8 @@ class NotBuilt(NotMigrated):
 
 
 class NoDeadLetterQueue(LoaderError):
-    """{queue} has no dead-letter queue. Give it a redrive policy, so that messages that cannot land leave the queue."""
+    """{queue} has no dead-letter queue. Give it a redrive policy, so that messages that cannot land leave the queue. If
+    it is a dead-letter queue itself, name the queue that its messages came from."""
 
     exit_status, meaning = 12, "redrive: the queue has no dead-letter queue"
 

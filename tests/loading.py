@@ -30,6 +30,7 @@ class Loading:
     url: str
     env: dict[str, str]
     client: str = "lean"
+    does: str = "load"
 
     @property
     def queue_name(self) -> str:
@@ -54,7 +55,7 @@ class Loading:
             sys.executable,
             "-m",
             "loader",
-            "load",
+            self.does,
             "--queue-name",
             self.queue_name,
             "--client",

@@ -24,7 +24,8 @@ from loader.sqs import Queue
 from local.processes import free_port
 from tests import faults
 from tests.conftest import ROOT
-from tests.loading import Loading, a_loading, create_queue, end, set_dead_letter_queue, until
+from tests.loading import KILLED, Loading, a_loading, create_queue, end, set_dead_letter_queue, until
+from tests.test_crash_matrix import Kill
 
 loading = pytest.fixture(a_loading)
 
@@ -341,6 +342,7 @@ def test_redrive_without_a_dead_letter_queue_says_so(loading: Loading):
 
     assert (status, out) == (12, "")
     assert err.startswith(f"{loading.queue_name} has no dead-letter queue. Give it a redrive policy")
+    assert err.endswith("If it is a dead-letter queue itself, name the queue that its messages came from.\n")
 
 
 def test_redrive_names_the_queue_whose_dead_letter_queue_was_deleted(loading: Loading):
@@ -382,6 +384,24 @@ def test_redrive_lands_each_dead_letter_once_though_some_had_landed(loading: Loa
     assert sorted(loading.query("select body, queue from raw.sqs_messages")) == [
         ("landed", loading.queue_name), ("not landed", loading.queue_name),
     ]  # fmt: skip
+
+
+def test_a_killed_redrive_lands_nothing_twice(loading: Loading):
+    """It had committed, and deleted nothing."""
+    dead = with_dead_letters(loading, 1)
+    ids = loading.send(20)
+    receive_until_all_are_dead(loading, loading.url)
+    loading.does = "redrive"
+    kill = Kill("DeleteMessageBatch")
+    with loading.faulty_sqs(kill.at_sqs):
+        kill.victim = loading.start("--workers", "1")
+        assert end(kill.victim)[0] == KILLED
+
+    status, out, _ = end(loading.start())
+
+    assert (status, out[:40]) == (0, "received 20: landed 0, duplicates 20, re")
+    assert counted(loading, dead) == 0
+    loading.assert_landed_once(ids)
 
 
 def test_redrive_leaves_what_postgresql_still_refuses(loading: Loading):
