@@ -89,10 +89,10 @@ def look(database: Any, **observed: Any) -> Seen:
 # What holds at any time, as a number that is 0.
 ALWAYS = {
     "the_cursor_skips_nothing": """
-        select count(*) from raw.sqs_messages
+        select count(*) from raw.sqs_messages as landed
         where
             load_id <= (select max(load_id) from staging.int_messages__masked)
-            and message_id not in (select message_id from staging.int_messages__masked)
+            and not exists (select from staging.int_messages__masked as held where held.message_id = landed.message_id)
     """,
     "one_key_version_a_table": """
         select

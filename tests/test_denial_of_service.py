@@ -1,6 +1,7 @@
 """What one login could do to stop the others: locks, connections, large objects, temporary files."""
 
 import contextlib
+import re
 
 import psycopg2
 import psycopg2.errors
@@ -242,9 +243,13 @@ def test_a_reader_that_holds_a_lock_does_not_stop_a_load(database):
         assert land(database, ["one"]) == ["m0"]
 
 
-def test_an_erasure_does_not_compare_each_row_with_each():
-    """PostgreSQL does that for `not in (select …)`, as soon as what is selected does not fit into work_mem."""
-    assert "not in (select" not in (ROOT / "migrations/routines/erasure.sql").read_text()
+@pytest.mark.parametrize("folder", ["migrations/routines", "dbt_project/macros", "dbt_project/models", "dbt_project/tests"])
+def test_nothing_compares_each_message_with_each(folder):
+    """PostgreSQL does that for `not in (select …)`, as soon as what is selected does not fit into work_mem: a full
+    refresh of a million messages took hours. masking.keys has a handful of rows."""
+    files = [file for file in (ROOT / folder).rglob("*.sql") if file.name != "keys.sql"]
+    assert files
+    assert [file.name for file in files if re.search(r"not in\s*\(\s*select", file.read_text(), re.I)] == []
 
 
 @pytest.mark.parametrize("text", ["1." * 500_000 + "1", ":" * 100_000, "1:" * 100_000], ids=["dots", "colons", "both"])

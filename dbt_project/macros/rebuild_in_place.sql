@@ -64,12 +64,14 @@
 {%- endmacro %}
 
 
-{# Only raw can say what a message was. What was made of messages that have been purged from it since stays as it is. #}
+{# Only raw can say what a message was. What was made of messages that have been purged from it since stays as it is.
+   (Citus joins a table of its workers with a query on one of the coordinator's, and not with the table.) #}
 {% macro keep_what_is_purged(existing, rebuilt) -%}
     {%- set columns = adapter.get_columns_in_relation(existing) | map(attribute='quoted') | join(', ') -%}
     {%- do run_query(
-        'insert into ' ~ rebuilt ~ ' (' ~ columns ~ ') select ' ~ columns ~ ' from ' ~ existing
-        ~ ' where message_id not in (select message_id from ' ~ rebuilt ~ ')'
+        'insert into ' ~ rebuilt ~ ' (' ~ columns ~ ') with anew as (select message_id from ' ~ rebuilt ~ ')'
+        ~ ' select ' ~ columns ~ ' from ' ~ existing ~ ' as old'
+        ~ ' where not exists (select from anew where anew.message_id = old.message_id)'
     ) -%}
 {%- endmacro %}
 
