@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,8 +32,14 @@ NO_AWS_BUT_OURS = {
 }
 
 
+# Where copying a database takes a tenth of the time that it takes on a disk; with a server for each worker, it takes 2 GB.
+MEMORY = Path("/dev/shm")
+
+
 def pytest_configure() -> None:
     """No test reads the caller's settings, nor those of a `make test` above it; none asks a machine for credentials."""
+    if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 8 << 30:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
     for name in [name for name in os.environ if name.startswith(("PG", "AWS_", "DBT_", "LOADER_", "MAKE"))]:
         del os.environ[name]
     for name in ("MFLAGS", "ARGS"):

@@ -513,10 +513,16 @@ def test_a_wrong_declaration_is_refused_in_a_sentence(module_database, name):
     declared = (DBT_PROJECT / "dbt_project.yml").read_text()
     assert declared.count(old) == 1
     wrong = json.dumps(yaml.safe_load(declared.replace(old, new))["vars"])
-    reader = "users_that_an_ip_connects" if "users_that_an_ip_connects" in old else "declared_events"
+    reader = "users_that_an_ip_connects" if "users_that_an_ip_connects" in old else "checked_events"
     with pytest.raises(AssertionError, match=r"dbt_project\.yml, ") as stopped:
         dbt(module_database, "run-operation", reader, "--vars", wrong)
     assert sentence in str(stopped.value)
+
+
+def test_a_wrong_declaration_stops_dbt_when_it_reads_the_project(database, project):
+    project.declare("subject: user_id", "subject: ip")
+    with pytest.raises(AssertionError, match=r"dbt_project\.yml, event logins: subject: ip is not one of its fields"):
+        project.dbt(database, "compile")
 
 
 def test_a_coarser_time_is_shown_also_of_the_past_and_claims_no_more(database, project, tmp_path_factory):
@@ -545,6 +551,6 @@ def test_a_wrong_declaration_stops_before_anything_is_built(database, project):
 
 
 def test_words_of_sql_are_those_that_the_server_has(database):
-    listed = (DBT_PROJECT / "macros/declaration.sql").read_text().partition("macro reserved_words()")[2]
+    listed = (DBT_PROJECT / "macros/declaration.sql").read_text().partition("macro taken_names()")[2]
     reserved = query(database, "select word from pg_get_keywords() where catcode in ('R', 'T')")
     assert {word for (word,) in reserved} <= set(re.findall("[a-z_]+", listed.partition("endmacro")[0]))

@@ -1,41 +1,23 @@
 {#
-  The events as dbt_project.yml declares them (vars: kinds, events), checked and completed. Everything that depends on
-  a field starts from here. A declaration that cannot be right stops every command, before anything is built.
+  The events as dbt_project.yml declares them (vars: kinds, events). Everything that depends on a field starts from here.
+  A declaration that cannot be right stops every command, before anything is built: it is checked whenever dbt reads the
+  project, which it does after each change of these vars, and not again for each model that runs.
 #}
-{% macro declared_events() -%}
+{% macro declared_events() -%} {{ return(completed_events() if execute else checked_events()) }} {%- endmacro %}
+
+
+{% macro completed_events() -%}
     {%- set kinds, events = var('kinds'), {} -%}
-    {%- do declared_as('vars, kinds', kinds) -%}
-    {%- do declared_as('vars, events', var('events')) -%}
-    {%- for kind, it in kinds.items() -%}
-        {%- do declared_as('kind ' ~ kind, it, required=['form'], optional=['none']) -%}
-        {%- do one_of('kind ' ~ kind, 'form', it.form, ['address', 'identifier', 'text', 'exact']) -%}
-        {%- do plain_name('kind ' ~ kind, kind) -%}
-        {%- do texts('kind ' ~ kind, 'none', it.get('none', []), '(?s).*\\S.*', 'a list of texts, and none blank: those are missing') -%}
-    {%- endfor -%}
-    {%- set queues, models, columns = [], [], {} -%}
     {%- for name, it in var('events').items() -%}
-        {%- set where = 'event ' ~ name -%}
-        {%- do plain_name(where, name) -%}
-        {%- do declared_as(where, it, required=['queues', 'model', 'subject', 'fields'], optional=['envelope', 'shown_to_the']) -%}
-        {%- do one_of(where, 'envelope', it.get('envelope', 'none'), ['none', 'sns', 'eventbridge']) -%}
-        {%- do one_of(where, 'shown_to_the', it.get('shown_to_the', 'second'), ['second', 'minute', 'hour', 'day']) -%}
-        {%- do texts(where, 'queues', it.queues, '[A-Za-z0-9_-]{1,80}([.]fifo)?', "a list of queues' names") -%}
-        {%- if not it.queues -%}{%- do wrong(where, 'queues: of which one are its messages?') -%}{%- endif -%}
-        {%- do only_once(where, 'the queue', it.queues, queues) -%}
-        {%- do texts(where, 'model', [it.model], '[a-z0-9_]+', 'the name of a model') -%}
-        {%- do only_once(where, 'the model', [it.model], models) -%}
         {%- set fields = {} -%}
-        {%- do declared_as(where ~ ', fields', it.fields) -%}
         {%- for field, declared in it.fields.items() -%}
-            {%- do fields.update({field: declared_field(where ~ ', field ' ~ field, field, declared, kinds)}) -%}
-            {%- do same_everywhere(where ~ ', field ' ~ field, field, fields[field], columns) -%}
+            {%- set kind = kinds[declared.masked_as] if 'masked_as' in declared else {} -%}
+            {%- do fields.update({field: {
+                'name': field, 'type': declared.get('type', 'text'), 'masked_as': declared.get('masked_as'),
+                'longest': declared.get('longest'), 'required': declared.get('required', false),
+                'path': declared.get('path', field).split('.'), 'form': kind.get('form'), 'none': kind.get('none', []),
+            }}) -%}
         {%- endfor -%}
-        {%- do no_path_inside_another(where, fields) -%}
-        {%- do texts(where, 'subject', [it.subject], '(?s).*', 'the name of a field') -%}
-        {%- if it.subject not in fields or fields[it.subject].masked_as or fields[it.subject].type != 'text'
-            or not fields[it.subject].required -%}
-            {%- do wrong(where, 'subject: ' ~ it.subject ~ ' is not one of its fields that is open, text and required') -%}
-        {%- endif -%}
         {%- do events.update({name: {
             'queues': it.queues, 'model': it.model, 'subject': it.subject, 'fields': fields,
             'envelope': it.get('envelope', 'none'), 'shown_to_the': it.get('shown_to_the', 'second'),
@@ -45,8 +27,45 @@
 {%- endmacro %}
 
 
-{% macro declared_field(where, name, declared, kinds) -%}
-    {%- do plain_name(where, name) -%}
+{% macro checked_events() -%}
+    {%- do check_each_declaration() -%}
+    {%- set events = completed_events() -%}
+    {%- do check_together(events) -%}
+    {{ return(events) }}
+{%- endmacro %}
+
+
+{# What is declared, part by part. #}
+{% macro check_each_declaration() -%}
+    {%- set kinds, taken = var('kinds'), taken_names() -%}
+    {%- do declared_as('vars, kinds', kinds) -%}
+    {%- do declared_as('vars, events', var('events')) -%}
+    {%- for kind, it in kinds.items() -%}
+        {%- do declared_as('kind ' ~ kind, it, required=['form'], optional=['none']) -%}
+        {%- do one_of('kind ' ~ kind, 'form', it.form, ['address', 'identifier', 'text', 'exact']) -%}
+        {%- do plain_name('kind ' ~ kind, kind, taken) -%}
+        {%- do texts('kind ' ~ kind, 'none', it.get('none', []), '(?s).*\\S.*', 'a list of texts, and none blank: those are missing') -%}
+    {%- endfor -%}
+    {%- for name, it in var('events').items() -%}
+        {%- set where = 'event ' ~ name -%}
+        {%- do plain_name(where, name, taken) -%}
+        {%- do declared_as(where, it, required=['queues', 'model', 'subject', 'fields'], optional=['envelope', 'shown_to_the']) -%}
+        {%- do one_of(where, 'envelope', it.get('envelope', 'none'), ['none', 'sns', 'eventbridge']) -%}
+        {%- do one_of(where, 'shown_to_the', it.get('shown_to_the', 'second'), ['second', 'minute', 'hour', 'day']) -%}
+        {%- do texts(where, 'queues', it.queues, '[A-Za-z0-9_-]{1,80}([.]fifo)?', "a list of queues' names") -%}
+        {%- if not it.queues -%}{%- do wrong(where, 'queues: of which one are its messages?') -%}{%- endif -%}
+        {%- do texts(where, 'model', [it.model], '[a-z0-9_]+', 'the name of a model') -%}
+        {%- do texts(where, 'subject', [it.subject], '(?s).*', 'the name of a field') -%}
+        {%- do declared_as(where ~ ', fields', it.fields) -%}
+        {%- for field, declared in it.fields.items() -%}
+            {%- do plain_name(where ~ ', field ' ~ field, field, taken) -%}
+            {%- do check_field(where ~ ', field ' ~ field, field, declared, kinds) -%}
+        {%- endfor -%}
+    {%- endfor -%}
+{%- endmacro %}
+
+
+{% macro check_field(where, name, declared, kinds) -%}
     {%- do declared_as(where, declared) -%}
     {%- set masked = 'masked_as' in declared -%}
     {%- do declared_as(where, declared, required=['masked_as' if masked else 'type'], optional=['path', 'required', 'longest']) -%}
@@ -68,11 +87,25 @@
     {%- elif type != 'text' and 'longest' in declared -%}
         {%- do wrong(where, 'longest is for text, and this is of type ' ~ type) -%}
     {%- endif -%}
-    {{ return({
-        'name': name, 'type': type, 'masked_as': declared.get('masked_as'), 'longest': declared.get('longest'),
-        'required': declared.get('required', false), 'path': path,
-        'form': kinds[declared.masked_as].form if masked, 'none': kinds[declared.masked_as].get('none', []) if masked,
-    }) }}
+{%- endmacro %}
+
+
+{# How the parts go together. #}
+{% macro check_together(events) -%}
+    {%- set queues, models, columns = [], [], {} -%}
+    {%- for name, it in events.items() -%}
+        {%- set where = 'event ' ~ name -%}
+        {%- do only_once(where, 'the queue', it.queues, queues) -%}
+        {%- do only_once(where, 'the model', [it.model], models) -%}
+        {%- for field in it.fields.values() -%}
+            {%- do same_everywhere(where ~ ', field ' ~ field.name, field.name, field, columns) -%}
+        {%- endfor -%}
+        {%- do no_path_inside_another(where, it.fields) -%}
+        {%- set subject = it.fields.get(it.subject) -%}
+        {%- if not subject or subject.masked_as or subject.type != 'text' or not subject.required -%}
+            {%- do wrong(where, 'subject: ' ~ it.subject ~ ' is not one of its fields that is open, text and required') -%}
+        {%- endif -%}
+    {%- endfor -%}
 {%- endmacro %}
 
 
@@ -104,23 +137,24 @@
     {%- endfor -%}
 {%- endmacro %}
 
-{% macro plain_name(where, name) -%}
-    {%- set taken = ['message_id', 'queue', 'load_id', 'sent_at', 'loaded_at', 'event_type', 'reason', 'body', 'body_bytes',
-        'body_and_attributes', 'is_accepted', 'subject', 'mask_key_version', 'create_date', 'logged_in_at'] -%}
-    {%- if not modules.re.fullmatch('[a-z][a-z0-9_]{0,39}', name | string) or name in taken -%}
-        {%- do wrong(where, 'a name has small letters, digits and _, and is none of ' ~ taken | join(', ')) -%}
+{% macro plain_name(where, name, taken) -%}
+    {%- if not modules.re.fullmatch('[a-z][a-z0-9_]{0,39}', name | string) or name in taken.columns -%}
+        {%- do wrong(where, 'a name has small letters, digits and _, and is none of ' ~ taken.columns | join(', ')) -%}
     {%- endif -%}
-    {%- set trouble = 'is a word of SQL' if name in reserved_words()
+    {%- set trouble = 'is a word of SQL' if name in taken.words
         else 'would pass for a column of tokens, masked_…' if name.startswith('masked_') else none -%}
     {%- if trouble -%}
         {%- do wrong(where, name ~ ' ' ~ trouble ~ ': give it another name, and say where it is (path: ' ~ name ~ ')') -%}
     {%- endif -%}
 {%- endmacro %}
 
-{# What PostgreSQL 15 to 18 do not take for a column (pg_get_keywords(), R and T, and the columns that each table has);
-   some, such as user, they take for a value of their own. #}
-{% macro reserved_words() -%}
-    {{ return((
+{# What cannot be a field's name: the boundary's own columns; and what PostgreSQL 15 to 18 do not take for a column
+   (pg_get_keywords(), R and T, and the columns that each table has), or, such as user, take for a value of their own. #}
+{% macro taken_names() -%}
+    {{ return({'columns': (
+        'message_id queue load_id sent_at loaded_at event_type reason body body_bytes '
+        ~ 'body_and_attributes is_accepted subject mask_key_version create_date logged_in_at'
+    ).split(), 'words': (
         'all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate '
         ~ 'collation column concurrently constraint create cross current_catalog current_date current_role '
         ~ 'current_schema current_time current_timestamp current_user default deferrable desc distinct do else end '
@@ -130,7 +164,7 @@
         ~ 'similar some symmetric system_user table tablesample then to trailing true union unique user using '
         ~ 'variadic verbose when where window with '
         ~ 'cmax cmin ctid tableoid xmax xmin'
-    ).split()) }}
+    ).split()}) }}
 {%- endmacro %}
 
 {# A list of texts, each in full as this regular expression. YAML has other sorts of values: null, no, 0. #}

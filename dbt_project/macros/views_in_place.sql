@@ -9,11 +9,7 @@
     {{ run_hooks(pre_hooks) }}
 
     {%- set sql = with_owners_rights(view, sql) -%}
-    {% if is_as_deployed(view, sql) %}
-        {{ leave_as_it_is() }}
-    {% else %}
-        {{ replace_in_place(view, sql) }}
-    {% endif %}
+    {% if not is_as_deployed(view, sql) %}{{ replace_in_place(view, sql) }}{% endif %}
 
     {% do apply_grants(view, config.get('grants'), should_revoke=True) %}
     {% do persist_docs(view, model) %}
@@ -37,19 +33,13 @@
     {{ run_hooks(pre_hooks) }}
 
     {% if may_deploy %}
-        {% if as_deployed %}
-            {{ leave_as_it_is() }}
-        {% else %}
-            {{ replace_in_place(view, sql, options='with (security_barrier = true)') }}
-        {% endif %}
+        {% if not as_deployed %}{{ replace_in_place(view, sql, options='with (security_barrier = true)') }}{% endif %}
         {% if needs_reader() %}
             {% do create_reader(view, 'select * from ' ~ view, 'setof ' ~ view) %}
         {% endif %}
         {% do apply_grants(view, config.get('grants'), should_revoke=True) %}
         {% do persist_docs(view, model) %}
-    {% elif as_deployed %}
-        {{ leave_as_it_is() }}
-    {% else %}
+    {% elif not as_deployed %}
         {% do exceptions.raise_compiler_error(
             view.schema ~ '.' ~ view.identifier ~ ' in the database is not the one in this project: deploy it with `make migrate`.'
             ~ ' (After an interrupted key rotation, `make rotate-key` does that and the rest.)'
@@ -67,25 +57,21 @@
 {%- endmacro %}
 
 
-{# dbt wants a main statement of every model. #}
-{% macro leave_as_it_is() -%}
-    {% call statement('main') -%} select 'as deployed' {%- endcall %}
-{%- endmacro %}
-
-
-{# Whether the view in the database is the one that this SQL would make. To ask, nothing of what it reads need be readable. #}
+{# Whether the view in the database is the one that this SQL would make. To ask, nothing of what it reads need be readable.
+   This is the main statement, which dbt wants of every model, where there is nothing else to do. #}
 {% macro is_as_deployed(view, sql, options='') -%}
     {%- set draft = make_temp_relation(view) -%}
-    {{ return(scalar("
-        create temporary view " ~ draft ~ " as " ~ sql ~ ";
+    {%- call statement('main', fetch_result=true) -%}
+        create temporary view {{ draft }} as {{ sql }};
         select set_config('masked_logins.is_as_deployed', (count(*) = 1)::text, true) from pg_class
         where
-            oid = to_regclass('" ~ view ~ "') and relkind = 'v'
-            and pg_get_viewdef(oid) = pg_get_viewdef('" ~ draft ~ "'::regclass)
-            and coalesce(reloptions::text, '') = '" ~ options ~ "';
-        drop view " ~ draft ~ ";
+            oid = to_regclass('{{ view }}') and relkind = 'v'
+            and pg_get_viewdef(oid) = pg_get_viewdef('{{ draft }}'::regclass)
+            and coalesce(reloptions::text, '') = '{{ options }}';
+        drop view {{ draft }};
         select current_setting('masked_logins.is_as_deployed')::boolean
-    ")) }}
+    {%- endcall -%}
+    {{ return(load_result('main').table.columns[0].values()[0]) }}
 {%- endmacro %}
 
 
