@@ -32,7 +32,7 @@ NO_AWS_BUT_OURS = {
 }
 
 
-# Where copying a database takes a tenth of the time that it takes on a disk; with a server for each worker, it takes 2 GB.
+# Copying a database takes a tenth of the time there that it takes on a disk. The tests need some 2 GB of it.
 MEMORY = Path("/dev/shm")
 
 

@@ -243,11 +243,11 @@ def test_a_reader_that_holds_a_lock_does_not_stop_a_load(database):
         assert land(database, ["one"]) == ["m0"]
 
 
-@pytest.mark.parametrize("folder", ["migrations/routines", "dbt_project/macros", "dbt_project/models", "dbt_project/tests"])
+@pytest.mark.parametrize("folder", ["migrations/routines", "dbt_project"])
 def test_nothing_compares_each_message_with_each(folder):
     """PostgreSQL does that for `not in (select …)`, as soon as what is selected does not fit into work_mem: a full
     refresh of a million messages took hours. masking.keys has a handful of rows."""
-    files = [file for file in (ROOT / folder).rglob("*.sql") if file.name != "keys.sql"]
+    files = [file for file in (ROOT / folder).rglob("*.sql") if file.name != "keys.sql" and "target" not in file.parts]
     assert files
     assert [file.name for file in files if re.search(r"not in\s*\(\s*select", file.read_text(), re.I)] == []
 
