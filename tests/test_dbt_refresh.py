@@ -262,3 +262,24 @@ def test_when_all_of_raw_is_purged_everything_still_holds(built):
     land(built, ["new"], prefix="new")
     dbt(built, "build")
     assert query(built, CHECKSUM) == published
+
+
+def test_a_full_refresh_takes_no_longer_for_what_is_purged(built):
+    """The planner was told of the rows that raw has, none, and each of the others was compared with all of them."""
+    age(built, 40, "select load_id from raw.loads")
+    purge(built)
+    execute(
+        built,
+        """
+        create temporary table purged as
+        select held.* from staging.int_messages__masked as held, generate_series(1, 40000) limit 40000;
+        update purged set message_id = gen_random_uuid(), is_accepted = false, reason = 'not_json', load_id = 1;
+        insert into staging.int_messages__masked select * from purged
+        """,
+    )
+    query(built, "alter role transformer_user set statement_timeout = '20s'; select 1", login="postgres")
+    try:
+        dbt(built, "run", "--full-refresh", "--select", "int_messages__masked")
+    finally:
+        query(built, "alter role transformer_user reset statement_timeout; select 1", login="postgres")
+    assert query(built, "select count(*) > 40000 from staging.int_messages__masked", login="transformer_user") == [(True,)]

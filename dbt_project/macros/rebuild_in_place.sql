@@ -16,9 +16,9 @@
 
     {% if config.get('contract').enforced %}{{ get_assert_columns_equivalent(sql) }}{% endif %}
     {% do run_query(create_table_as(True, rebuilt, sql)) %}
-    {% do run_query('analyze ' ~ rebuilt) %}
     {% do change_columns(existing, rebuilt) %}
     {% if config.get('meta', {}).get('outlives_raw') %}{% do keep_what_is_purged(existing, rebuilt) %}{% endif %}
+    {% do run_query('analyze ' ~ rebuilt) %}  {#- when all rows are in it: planned for fewer, it would take hours -#}
     {% call statement('main') -%} {{ write_anew(existing, rebuilt) }} {%- endcall %}
     {% do run_query('drop table ' ~ rebuilt) %}
     {% do create_missing_indexes(existing) %}
