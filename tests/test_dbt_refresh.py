@@ -282,4 +282,5 @@ def test_a_full_refresh_takes_no_longer_for_what_is_purged(built):
         dbt(built, "run", "--full-refresh", "--select", "int_messages__masked")
     finally:
         query(built, "alter role transformer_user reset statement_timeout; select 1", login="postgres")
-    assert query(built, "select count(*) > 40000 from staging.int_messages__masked", login="transformer_user") == [(True,)]
+    held = "select count(*) > 40000 from staging.int_messages__masked"
+    assert query(built, held, login="transformer_user") == [(True,)]
