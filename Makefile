@@ -52,7 +52,7 @@ demo: install .writable  ## run generated logins through the whole pipeline, aft
 	@$(LOCAL) demo
 
 test: install  ## run every test, on servers of its own (ARGS='-k name' for some)
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)
 
 compose-test: install  ## test docker-compose.yml on a Docker engine (without a registry, on stand-ins of its images)
 	@$(BIN)/python -m pytest -m containers -r sw -W default:::tests.test_compose tests/test_compose.py $(ARGS)

@@ -47,6 +47,11 @@ def pytest_configure() -> None:
     os.environ |= NO_AWS_BUT_OURS
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: a test also waits, for a timeout of SQS's or for time to pass."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 @dataclass(frozen=True)
 class Database:
     """A database that only one test uses."""
