@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dbt.cli.main import dbtRunner
 
 from tests.officer import Officer, audit, forget, privacy
-from tests.pipeline import DBT_PROJECT, dbt, land, query
+from tests.pipeline import DBT_PROJECT, dbt, invoke, land, parsed, query
 from tests.test_report import make_report
 
 MART = "models/analytics/user_logins.sql"
@@ -242,6 +243,35 @@ def test_a_second_event_type_has_tokens_that_join(database, project):
     assert query(database, "select count(*) from analytics.user_logouts") == [(0,)]
 
 
+VISITS = """
+    visits:
+      queues: [visit-queue]
+      model: user_visits
+      subject: user_id
+      fields:
+        user_id: {type: text, path: who.id, required: true, longest: 640}
+
+on-run-start:"""
+
+USER_VISITS = """
+{{ config(contract={'enforced': false}, indexes=[{'columns': ['user_id', 'sent_at']}]) }}
+select user_id, sent_at, message_id, mask_key_version, load_id
+from {{ ref('int_messages__masked') }}
+where is_accepted and event_type = 'visits' and {{ in_load_window('load_id') }}
+"""
+
+
+def test_an_event_type_without_masked_fields_and_whose_subjects_are_as_long_as_an_index_takes(database, project):
+    project.declare("\non-run-start:", VISITS)
+    (project.folder / "models/analytics/user_visits.sql").write_text(USER_VISITS)
+    project.migrate(database)
+    land(database, [message(1)])
+    longest = "".join(chr(0x20000 + n * 7919 % 40000) for n in range(640))  # of four bytes each, hardly compressible
+    land(database, [json.dumps({"who": {"id": longest}})], prefix="visit", queue="visit-queue")
+    project.dbt(database, "build")
+    assert query(database, "select user_id from analytics.user_visits") == [(longest,)]
+
+
 def in_sns(text: str) -> str:
     envelope = {"Type": "Notification", "MessageId": "i", "TopicArn": "arn:aws:sns:eu-central-1:1:t", "Message": text}
     return json.dumps(envelope | {"MessageAttributes": {"kind": {"Type": "String", "Value": "login"}}})
@@ -410,6 +440,16 @@ WRONG = {
     "unknown-form": ("form: identifier", "form: guid", "kind device_id: form: guid is not one of address, identifier"),
     "unknown-subject": ("subject: user_id", "subject: account", "subject: account is not one of its fields"),
     "masked-subject": ("subject: user_id", "subject: ip", "subject: ip is not one of its fields that is open"),
+    "subject-longer-than-an-index-takes": (
+        "user_id: {type: text, required: true, longest: 128}",
+        "user_id: {type: text, required: true, longest: 641}",
+        "subject: user_id is in an index, which takes no more than 640 characters (longest)",
+    ),
+    "nothing-masked": (
+        f"{FIELDS}{ALL_FIELDS}",
+        f"{FIELDS}\n        user_id: {{type: text, required: true, longest: 9}}\n",
+        "vars, events: no field is masked_as a kind",
+    ),
     "queue-twice": ("[login-queue]", "[login-queue, login-queue]", "the queue login-queue is declared twice"),
     "column-twice": (
         FIELDS,
@@ -523,6 +563,17 @@ def test_a_wrong_declaration_stops_dbt_when_it_reads_the_project(database, proje
     project.declare("subject: user_id", "subject: ip")
     with pytest.raises(AssertionError, match=r"dbt_project\.yml, event logins: subject: ip is not one of its fields"):
         project.dbt(database, "compile")
+
+
+def test_dbt_that_stays_while_its_project_is_changed_says_what_is_wrong(database, project):
+    """As follow.py does: the project is read once, its vars by each run."""
+    project.copy()
+    stays = dbtRunner(parsed(database, "transformer_user", project.folder))
+    file = project.folder / "dbt_project.yml"
+    old, new, sentence = WRONG["unknown-kind"]
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(AssertionError, match=sentence):
+        invoke(stays, database, "transformer_user", ["run"], True, project.folder)
 
 
 def test_a_coarser_time_is_shown_also_of_the_past_and_claims_no_more(database, project, tmp_path_factory):
