@@ -11,6 +11,7 @@ import pytest
 import yaml
 from dbt.cli.main import dbtRunner
 
+from local.stack import SUPERUSER
 from tests.conftest import ROOT
 from tests.officer import Officer, audit, forget, privacy
 from tests.pipeline import DBT_PROJECT, dbt, invoke, land, parsed, query
@@ -174,6 +175,22 @@ def test_a_longer_user_id_takes_the_one_statement_that_the_error_names(database,
     project.dbt(database, "run-operation", "widen_columns")
     project.dbt(database, "build", "--full-refresh")
     assert set(logins(database, "user_id")) == {"m0", "later0"}
+
+
+def test_a_shorter_user_id_cuts_off_none_of_those_that_raw_has_no_longer(database, project):
+    """Two users would be one."""
+    land(database, [message(user_id="somebody1"), message(user_id="somebody2")], prefix="purged")
+    land(database, [message(user_id="somebody3")])
+    dbt(database, "run")
+    query(database, "delete from raw.sqs_messages where message_id like 'purged%' returning 1", login=SUPERUSER)
+    project.declare(
+        "user_id: {type: text, required: true, longest: 128}", "user_id: {type: text, required: true, longest: 8}"
+    )
+    project.migrate(database)
+    failed = project.dbt(database, "run", "--full-refresh", expect=False)
+    said = next(node.message for node in failed.result if node.status == "error")
+    assert "event logins, field user_id: longest: 8 would cut off texts of up to 9 characters" in said
+    assert set(logins(database, "user_id").values()) == {("somebody1",), ("somebody2",), ("somebody3",)}
 
 
 LOGOUTS = """
