@@ -449,6 +449,14 @@ def test_a_report_that_grows_where_no_erasure_reaches_it_fails_a_test(database, 
     assert [each.failures for each in tested if each.status == "fail"] == [1]
 
 
+def test_a_report_may_end_with_a_comment(database, project):
+    project.copy()
+    config = "{{ config(contract={'enforced': false}) }}"
+    (project.folder / "models/reports/mine.sql").write_text(f"{config} select 1 as one -- as everywhere")
+    for _ in ("made", "left as it is"):
+        project.dbt(database, "run", "--select", "mine")
+
+
 WRONG = {
     "unknown-kind": (
         "masked_as: ip,",
