@@ -280,16 +280,29 @@ VISITS = """
 on-run-start:"""
 
 USER_VISITS = """
-{{ config(contract={'enforced': false}, indexes=[{'columns': ['user_id', 'sent_at']}]) }}
+{{ config(indexes=[{'columns': ['user_id', 'sent_at']}]) }}
 select user_id, sent_at, message_id, mask_key_version, load_id
 from {{ ref('int_messages__masked') }}
 where is_accepted and event_type = 'visits' and {{ in_load_window('load_id') }}
+"""
+
+USER_VISITS_YML = """
+models:
+  - name: user_visits
+    description: The visits.
+    columns:
+      - {name: user_id, data_type: text, description: The user.}
+      - {name: sent_at, data_type: timestamptz, description: When.}
+      - {name: message_id, data_type: text, description: The message.}
+      - {name: mask_key_version, data_type: integer, description: The key.}
+      - {name: load_id, data_type: bigint, description: The load.}
 """
 
 
 def test_an_event_type_without_masked_fields_and_whose_subjects_are_as_long_as_an_index_takes(database, project):
     project.declare("\non-run-start:", VISITS)
     (project.folder / "models/analytics/user_visits.sql").write_text(USER_VISITS)
+    (project.folder / "models/analytics/_user_visits.yml").write_text(USER_VISITS_YML)
     project.migrate(database)
     land(database, [message(1)])
     longest = "".join(chr(0x20000 + n * 7919 % 40000) for n in range(640))  # of four bytes each, hardly compressible
