@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dbt.cli.main import dbtRunner
 
+from local.stack import SUPERUSER
+from tests.conftest import ROOT
 from tests.officer import Officer, audit, forget, privacy
-from tests.pipeline import DBT_PROJECT, dbt, land, query
+from tests.pipeline import DBT_PROJECT, dbt, invoke, land, parsed, query
 from tests.test_report import make_report
 
 MART = "models/analytics/user_logins.sql"
@@ -70,6 +73,12 @@ class Project:
 
     def dbt(self, database, *arguments: str, **options):
         return dbt(database, *arguments, project=self.folder, **options)
+
+
+def said_in_readme(change: str) -> list[str]:
+    """The arguments that `make build` has there, in the recipe of this change."""
+    [recipe] = re.findall(rf"^\| {change}.*`make build( ARGS=(.*))?`", (ROOT / "README.md").read_text(), re.MULTILINE)
+    return recipe[1].split()
 
 
 def logins(database, columns: str) -> dict[str, tuple]:
@@ -131,17 +140,19 @@ def test_a_masked_field_of_a_new_kind_has_a_key_and_is_recovered_rotated_and_era
 
 
 def test_a_field_is_read_from_inside_an_object(database, project):
+    nested = {"device_id": None, "device": {"id": "d-9"}, " app ": {" null": "RU"}}
+    land(database, [message(1, **nested), message(2)], prefix="past")
+    dbt(database, "run")
     project.declare("device_id: {masked_as: device_id,", "device_id: {path: device.id, masked_as: device_id,")
     project.declare("locale: {type: text,", "locale: {path: ' app . null', type: text,")  # names like any other
     project.migrate(database)
-    nested = {"device_id": None, "device": {"id": "d-9"}, " app ": {" null": "RU"}}
     land(database, [message(1, **nested), message(2, **nested), message(3), message(4, device="d-9")])
-    project.dbt(database, "build")
+    project.dbt(database, "build", *said_in_readme("read a field from a nested object"))
 
     tokens = logins(database, "masked_device_id")
-    assert set(tokens) == {"m0", "m1"}
+    assert set(tokens) == {"past0", "m0", "m1"}
     assert len(set(tokens.values())) == 1
-    assert logins(database, "locale") == {"m0": ("RU",), "m1": ("RU",)}
+    assert set(logins(database, "locale").values()) == {("RU",)}
     reasons = query(database, "select distinct reason from analytics.rejected_messages")
     assert reasons == [("missing_device_id",)]
 
@@ -164,6 +175,22 @@ def test_a_longer_user_id_takes_the_one_statement_that_the_error_names(database,
     project.dbt(database, "run-operation", "widen_columns")
     project.dbt(database, "build", "--full-refresh")
     assert set(logins(database, "user_id")) == {"m0", "later0"}
+
+
+def test_a_shorter_user_id_cuts_off_none_of_those_that_raw_has_no_longer(database, project):
+    """Two users would be one."""
+    land(database, [message(user_id="somebody1"), message(user_id="somebody2")], prefix="purged")
+    land(database, [message(user_id="somebody3")])
+    dbt(database, "run")
+    query(database, "delete from raw.sqs_messages where message_id like 'purged%' returning 1", login=SUPERUSER)
+    project.declare(
+        "user_id: {type: text, required: true, longest: 128}", "user_id: {type: text, required: true, longest: 8}"
+    )
+    project.migrate(database)
+    failed = project.dbt(database, "run", "--full-refresh", expect=False)
+    said = next(node.message for node in failed.result if node.status == "error")
+    assert "event logins, field user_id: longest: 8 would cut off texts of up to 9 characters" in said
+    assert set(logins(database, "user_id").values()) == {("somebody1",), ("somebody2",), ("somebody3",)}
 
 
 LOGOUTS = """
@@ -240,6 +267,48 @@ def test_a_second_event_type_has_tokens_that_join(database, project):
     assert done.stdout.startswith("raw.sqs_messages: 3 removed")  # the rejected logout names the person too
     project.dbt(database, "build")
     assert query(database, "select count(*) from analytics.user_logouts") == [(0,)]
+
+
+VISITS = """
+    visits:
+      queues: [visit-queue]
+      model: user_visits
+      subject: user_id
+      fields:
+        user_id: {type: text, path: who.id, required: true, longest: 640}
+
+on-run-start:"""
+
+USER_VISITS = """
+{{ config(indexes=[{'columns': ['user_id', 'sent_at']}]) }}
+select user_id, sent_at, message_id, mask_key_version, load_id
+from {{ ref('int_messages__masked') }}
+where is_accepted and event_type = 'visits' and {{ in_load_window('load_id') }}
+"""
+
+USER_VISITS_YML = """
+models:
+  - name: user_visits
+    description: The visits.
+    columns:
+      - {name: user_id, data_type: text, description: The user.}
+      - {name: sent_at, data_type: timestamptz, description: When.}
+      - {name: message_id, data_type: text, description: The message.}
+      - {name: mask_key_version, data_type: integer, description: The key.}
+      - {name: load_id, data_type: bigint, description: The load.}
+"""
+
+
+def test_an_event_type_without_masked_fields_and_whose_subjects_are_as_long_as_an_index_takes(database, project):
+    project.declare("\non-run-start:", VISITS)
+    (project.folder / "models/analytics/user_visits.sql").write_text(USER_VISITS)
+    (project.folder / "models/analytics/_user_visits.yml").write_text(USER_VISITS_YML)
+    project.migrate(database)
+    land(database, [message(1)])
+    longest = "".join(chr(0x20000 + n * 7919 % 40000) for n in range(640))  # of four bytes each, hardly compressible
+    land(database, [json.dumps({"who": {"id": longest}})], prefix="visit", queue="visit-queue")
+    project.dbt(database, "build")
+    assert query(database, "select user_id from analytics.user_visits") == [(longest,)]
 
 
 def in_sns(text: str) -> str:
@@ -393,6 +462,14 @@ def test_a_report_that_grows_where_no_erasure_reaches_it_fails_a_test(database, 
     assert [each.failures for each in tested if each.status == "fail"] == [1]
 
 
+def test_a_report_may_end_with_a_comment(database, project):
+    project.copy()
+    config = "{{ config(contract={'enforced': false}) }}"
+    (project.folder / "models/reports/mine.sql").write_text(f"{config} select 1 as one -- as everywhere")
+    for _ in ("made", "left as it is"):
+        project.dbt(database, "run", "--select", "mine")
+
+
 WRONG = {
     "unknown-kind": (
         "masked_as: ip,",
@@ -410,6 +487,16 @@ WRONG = {
     "unknown-form": ("form: identifier", "form: guid", "kind device_id: form: guid is not one of address, identifier"),
     "unknown-subject": ("subject: user_id", "subject: account", "subject: account is not one of its fields"),
     "masked-subject": ("subject: user_id", "subject: ip", "subject: ip is not one of its fields that is open"),
+    "subject-longer-than-an-index-takes": (
+        "user_id: {type: text, required: true, longest: 128}",
+        "user_id: {type: text, required: true, longest: 641}",
+        "subject: user_id is in an index, which takes no more than 640 characters (longest)",
+    ),
+    "nothing-masked": (
+        f"{FIELDS}{ALL_FIELDS}",
+        f"{FIELDS}\n        user_id: {{type: text, required: true, longest: 9}}\n",
+        "vars, events: no field is masked_as a kind",
+    ),
     "queue-twice": ("[login-queue]", "[login-queue, login-queue]", "the queue login-queue is declared twice"),
     "column-twice": (
         FIELDS,
@@ -523,6 +610,17 @@ def test_a_wrong_declaration_stops_dbt_when_it_reads_the_project(database, proje
     project.declare("subject: user_id", "subject: ip")
     with pytest.raises(AssertionError, match=r"dbt_project\.yml, event logins: subject: ip is not one of its fields"):
         project.dbt(database, "compile")
+
+
+def test_dbt_that_stays_while_its_project_is_changed_says_what_is_wrong(database, project):
+    """As follow.py does: the project is read once, its vars by each run."""
+    project.copy()
+    stays = dbtRunner(parsed(database, "transformer_user", project.folder))
+    file = project.folder / "dbt_project.yml"
+    old, new, sentence = WRONG["unknown-kind"]
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(AssertionError, match=sentence):
+        invoke(stays, database, "transformer_user", ["run"], True, project.folder)
 
 
 def test_a_coarser_time_is_shown_also_of_the_past_and_claims_no_more(database, project, tmp_path_factory):

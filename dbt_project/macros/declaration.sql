@@ -1,7 +1,8 @@
 {#
   The events as dbt_project.yml declares them (vars: kinds, events). Everything that depends on a field starts from here.
   A declaration that cannot be right stops every command, before anything is built: it is checked whenever dbt reads the
-  project, which it does after each change of these vars, and not again for each model that runs.
+  project, which it does after each change of these vars, and when a run starts, since dbt that stays (follow.py) reads
+  the vars again and not the project; and not again for each model that runs.
 #}
 {% macro declared_events() -%} {{ return(completed_events() if execute else checked_events()) }} {%- endmacro %}
 
@@ -92,7 +93,7 @@
 
 {# How the parts go together. #}
 {% macro check_together(events) -%}
-    {%- set queues, models, columns = [], [], {} -%}
+    {%- set queues, models, columns, masked = [], [], {}, [] -%}
     {%- for name, it in events.items() -%}
         {%- set where = 'event ' ~ name -%}
         {%- do only_once(where, 'the queue', it.queues, queues) -%}
@@ -104,8 +105,12 @@
         {%- set subject = it.fields.get(it.subject) -%}
         {%- if not subject or subject.masked_as or subject.type != 'text' or not subject.required -%}
             {%- do wrong(where, 'subject: ' ~ it.subject ~ ' is not one of its fields that is open, text and required') -%}
+        {%- elif subject.longest > 640 -%}  {#- of four bytes each; PostgreSQL would refuse the row, and so fail the build -#}
+            {%- do wrong(where, 'subject: ' ~ it.subject ~ ' is in an index, which takes no more than 640 characters (longest)') -%}
         {%- endif -%}
+        {%- do masked.extend(it.fields.values() | selectattr('masked_as')) -%}
     {%- endfor -%}
+    {%- if not masked -%}{%- do wrong('vars, events', 'no field is masked_as a kind, so there is nothing that this project is for') -%}{%- endif -%}
 {%- endmacro %}
 
 

@@ -48,7 +48,7 @@
 
 {# Before the boundary is deployed, and by its owner alone: a declared kind without a key gets one. #}
 {% macro make_missing_keys() -%}
-    {%- if declared_events() and execute and target.name == 'boundary' -%}
+    {%- if checked_events() and execute and target.name == 'boundary' -%}
         select masking.ensure_keys(array[{{ quoted_list(var('kinds')) }}])
     {%- endif -%}
 {%- endmacro %}

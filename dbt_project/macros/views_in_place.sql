@@ -62,7 +62,8 @@
 {% macro is_as_deployed(view, sql, options='') -%}
     {%- set draft = make_temp_relation(view) -%}
     {%- call statement('main', fetch_result=true) -%}
-        create temporary view {{ draft }} as {{ sql }};
+        create temporary view {{ draft }} as {{ sql }}
+        ;  -- on a line of its own: a comment may end the model
         select set_config('masked_logins.is_as_deployed', (count(*) = 1)::text, true) from pg_class
         where
             oid = to_regclass('{{ view }}') and relkind = 'v'
@@ -128,6 +129,7 @@
     {% call statement('main') -%}
         create or replace view {{ view }} {{ options }} as
         {{ assertion }}
-        {{ sql }};
+        {{ sql }}
+        ;
     {%- endcall %}
 {%- endmacro %}

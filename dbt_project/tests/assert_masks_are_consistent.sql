@@ -7,11 +7,11 @@ with
 
 masked_fields as (
 
-    {%- for event, it in declared_events().items() -%}
-    {%- set event_loop = loop -%}
-    {%- for field in it.fields.values() if field.masked_as %}
+    {%- for field in declared_fields(masked=true) -%}
+    {%- set field_loop = loop -%}
+    {%- for event in field.events %}
     select '{{ event }}' as event_type, '{{ field.name }}' as field
-    {%- if not (loop.last and event_loop.last) %} union all{% endif %}
+    {%- if not (loop.last and field_loop.last) %} union all{% endif %}
     {%- endfor -%}
     {%- endfor %}
 
