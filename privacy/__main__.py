@@ -19,6 +19,7 @@ from loader.text import visible
 from privacy import attest as attestation
 
 TOKEN_DIGITS = 64
+REQUEST = click.IntRange(1, 2**63 - 1)  # bigint: for another type of number, there is no function
 LISTED = 10  # candidates, of the tokens that begin with the digits that were given
 # 32 bytes or more: what masking.keys accepts. Zeros alone are to HMAC what an empty key is.
 KEY = re.compile(r"(?!0+$)(?:[0-9a-fA-F]{2}){32,}")
@@ -136,7 +137,7 @@ def require_two_persons(required: str) -> None:
     "--token", type=text, help="From masked_ip or masked_device_id: 64 hexadecimal digits, or the first 6 or more."
 )
 @click.option("--reason", type=text, help="Why, for the audit.")
-@click.option("--request", type=int, help="A request made before, when another officer has approved it.")
+@click.option("--request", type=REQUEST, help="A request made before, when another officer has approved it.")
 def reveal(token: str | None, reason: str | None, request: int | None) -> None:
     """As privacy officer, with the private key: show the original behind a token."""
     if not request and not (token and reason):
@@ -164,7 +165,7 @@ def reveal(token: str | None, reason: str | None, request: int | None) -> None:
 
 
 @main.command()
-@click.argument("request", type=int)
+@click.argument("request", type=REQUEST)
 def approve(request: int) -> None:
     """As another privacy officer: approve a recovery. The approval holds for an hour.
 
@@ -225,7 +226,7 @@ def erase_again() -> None:
 
 
 @main.command()
-@click.option("--keep-days", type=int, default=30, show_default=True, help="28 or more.")
+@click.option("--keep-days", type=click.IntRange(max=36_500), default=30, show_default=True, help="28 or more.")
 def purge(keep_days: int) -> None:
     """Delete old messages from raw that dbt has processed. Tokens and counts stay.
 

@@ -126,6 +126,17 @@ def test_an_argument_that_is_not_utf_8_is_named_and_not_shown(database, option, 
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [["approve", str(2**63)], ["reveal", "--request", str(2**63)], ["purge", "--keep-days", str(2**31)]],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_number_that_is_too_large_is_named_and_not_taken_for_a_missing_migration(database, arguments):
+    done = privacy(database, *arguments, login=OFFICER)
+    assert done.returncode == 2
+    assert f"{arguments[-1]} is not in the range" in done.stderr
+
+
+@pytest.mark.parametrize(
     "key",
     [b"", b"\x99\x01\x0d\x04", "-----BEGIN PGP PUBLIC KEY BLOCK-----".encode("utf-16"), b"a\0b"],
     ids=["empty", "not-armored", "utf-16", "nul"],
