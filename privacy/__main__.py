@@ -19,6 +19,7 @@ from loader.text import visible
 from privacy import attest as attestation
 
 TOKEN_DIGITS = 64
+LONGEST_USER_ID = 1000  # from about 2,000 characters on, PostgreSQL refuses the regular expression of the search
 REQUEST = click.IntRange(1, 2**63 - 1)  # bigint: for another type of number, there is no function
 LISTED = 10  # candidates, of the tokens that begin with the digits that were given
 # 32 bytes or more: what masking.keys accepts. Zeros alone are to HMAC what an empty key is.
@@ -193,6 +194,11 @@ def forget(user_id: str, reason: str) -> None:
     """As privacy officer: erase a person's messages. dbt's next run removes them from analytics."""
     if not user_id.strip(" \t\n\r\v\f"):  # what is blank to the database
         raise click.UsageError("Give --user-id (make forget USER_ID=… REASON=…).")
+    if len(user_id) > LONGEST_USER_ID:
+        raise click.UsageError(
+            f"A user_id has at most {LONGEST_USER_ID:,} characters. A message with a longer one is rejected, and `make "
+            "purge` deletes it when it is old enough."
+        )
     with _transaction() as cursor:
         from_raw, from_originals, from_analytics, not_looked_into = erase(cursor, user_id, reason)
     if not (from_raw or from_originals or from_analytics):

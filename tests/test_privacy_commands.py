@@ -109,6 +109,13 @@ def test_without_a_person_nobody_is_forgotten_and_the_user_id_is_asked_for(datab
     assert done.stderr.endswith("Error: Give --user-id (make forget USER_ID=… REASON=…).\n")
 
 
+def test_a_user_id_that_is_too_long_to_search_for_is_refused_and_not_shown(database):
+    done = privacy(database, "forget", "--user-id", "é" * 5000, "--reason", "case 1234", login=OFFICER)
+    assert done.returncode == 2
+    assert "A user_id has at most 1,000 characters." in done.stderr
+    assert "é" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("option", "arguments"),
     [
