@@ -19,6 +19,8 @@ from loader.text import visible
 from privacy import attest as attestation
 
 TOKEN_DIGITS = 64
+LONGEST_USER_ID = 1000  # from about 2,000 characters on, PostgreSQL refuses the regular expression of the search
+REQUEST = click.IntRange(1, 2**63 - 1)  # bigint: for another type of number, there is no function
 LISTED = 10  # candidates, of the tokens that begin with the digits that were given
 # 32 bytes or more: what masking.keys accepts. Zeros alone are to HMAC what an empty key is.
 KEY = re.compile(r"(?!0+$)(?:[0-9a-fA-F]{2}){32,}")
@@ -136,7 +138,7 @@ def require_two_persons(required: str) -> None:
     "--token", type=text, help="From masked_ip or masked_device_id: 64 hexadecimal digits, or the first 6 or more."
 )
 @click.option("--reason", type=text, help="Why, for the audit.")
-@click.option("--request", type=int, help="A request made before, when another officer has approved it.")
+@click.option("--request", type=REQUEST, help="A request made before, when another officer has approved it.")
 def reveal(token: str | None, reason: str | None, request: int | None) -> None:
     """As privacy officer, with the private key: show the original behind a token."""
     if not request and not (token and reason):
@@ -164,7 +166,7 @@ def reveal(token: str | None, reason: str | None, request: int | None) -> None:
 
 
 @main.command()
-@click.argument("request", type=int)
+@click.argument("request", type=REQUEST)
 def approve(request: int) -> None:
     """As another privacy officer: approve a recovery. The approval holds for an hour.
 
@@ -192,6 +194,11 @@ def forget(user_id: str, reason: str) -> None:
     """As privacy officer: erase a person's messages. dbt's next run removes them from analytics."""
     if not user_id.strip(" \t\n\r\v\f"):  # what is blank to the database
         raise click.UsageError("Give --user-id (make forget USER_ID=… REASON=…).")
+    if len(user_id) > LONGEST_USER_ID:
+        raise click.UsageError(
+            f"A user_id has at most {LONGEST_USER_ID:,} characters. A message with a longer one is rejected, and `make "
+            "purge` deletes it when it is old enough."
+        )
     with _transaction() as cursor:
         from_raw, from_originals, from_analytics, not_looked_into = erase(cursor, user_id, reason)
     if not (from_raw or from_originals or from_analytics):
@@ -225,7 +232,7 @@ def erase_again() -> None:
 
 
 @main.command()
-@click.option("--keep-days", type=int, default=30, show_default=True, help="28 or more.")
+@click.option("--keep-days", type=click.IntRange(max=36_500), default=30, show_default=True, help="28 or more.")
 def purge(keep_days: int) -> None:
     """Delete old messages from raw that dbt has processed. Tokens and counts stay.
 

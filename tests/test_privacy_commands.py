@@ -109,6 +109,13 @@ def test_without_a_person_nobody_is_forgotten_and_the_user_id_is_asked_for(datab
     assert done.stderr.endswith("Error: Give --user-id (make forget USER_ID=… REASON=…).\n")
 
 
+def test_a_user_id_that_is_too_long_to_search_for_is_refused_and_not_shown(database):
+    done = privacy(database, "forget", "--user-id", "é" * 5000, "--reason", "case 1234", login=OFFICER)
+    assert done.returncode == 2
+    assert "A user_id has at most 1,000 characters." in done.stderr
+    assert "é" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("option", "arguments"),
     [
@@ -123,6 +130,17 @@ def test_an_argument_that_is_not_utf_8_is_named_and_not_shown(database, option, 
     assert done.returncode == 2
     assert done.stderr.endswith(f"Error: Invalid value for '{option}': this is not UTF-8.\n")
     assert "ann" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["approve", str(2**63)], ["reveal", "--request", str(2**63)], ["purge", "--keep-days", str(2**31)]],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_number_that_is_too_large_is_named_and_not_taken_for_a_missing_migration(database, arguments):
+    done = privacy(database, *arguments, login=OFFICER)
+    assert done.returncode == 2
+    assert f"{arguments[-1]} is not in the range" in done.stderr
 
 
 @pytest.mark.parametrize(
