@@ -19,7 +19,7 @@ from loader.text import visible
 from privacy import attest as attestation
 
 TOKEN_DIGITS = 64
-LONGEST_USER_ID = 1000  # a subject has 640 at most (declaration.sql); at 2,500, PostgreSQL refuses the search's expression
+LONGEST_USER_ID = 1000  # a subject has 640 at most (declaration.sql); PostgreSQL searches for no more than about 2,000
 REQUEST = click.IntRange(1, 2**63 - 1)  # bigint: for another type of number, there is no function
 LISTED = 10  # candidates, of the tokens that begin with the digits that were given
 # 32 bytes or more: what masking.keys accepts. Zeros alone are to HMAC what an empty key is.
