@@ -130,9 +130,9 @@ def test_the_servers_of_a_test_run_that_is_killed_end_too():
 
 
 @pytest.mark.skipif(not PGBOUNCER, reason="PgBouncer is not here: apt install pgbouncer")
-def test_the_pool_of_a_test_run_that_is_killed_ends_too(stack):
+def test_the_pool_of_a_test_run_that_is_killed_ends_too(stack, folder):
     run = "import os; from tests.pgbouncer import *\nwith pgbouncer(os.environ) as port: print(port, flush=1); input()"
-    env = os.environ | stack.environment("loader_user")
+    env = os.environ | stack.environment("loader_user") | {"TMPDIR": str(folder)}
     with subprocess.Popen(
         [sys.executable, "-c", run], cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as killed:
