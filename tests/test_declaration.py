@@ -67,6 +67,11 @@ class Project:
         # in the order of the model, as everywhere: here it comes before the last one
         self.change(MART, f"{LAST_COLUMN.rstrip()},\n        {column}\n", f"        {column},\n{LAST_COLUMN}")
 
+    def add_event(self, declared: str, model: str, select: str, described: str) -> None:
+        self.declare("\non-run-start:", declared)
+        (self.folder / f"models/analytics/{model}.sql").write_text(select)
+        (self.folder / f"models/analytics/_{model}.yml").write_text(described)
+
     def migrate(self, database, expect: bool = True):
         options = ["run", "--target", "boundary", "--select", "tag:boundary"]
         return dbt(database, *options, login="migrator", expect=expect, project=self.folder)
@@ -230,9 +235,7 @@ models:
 
 def test_a_second_event_type_has_tokens_that_join(database, project):
     """Its fields may be elsewhere than those of the first, inside what is a field there, and be optional."""
-    project.declare("\non-run-start:", LOGOUTS)
-    (project.folder / "models/analytics/user_logouts.sql").write_text(USER_LOGOUTS)
-    (project.folder / "models/analytics/_user_logouts.yml").write_text(USER_LOGOUTS_YML)
+    project.add_event(LOGOUTS, "user_logouts", USER_LOGOUTS, USER_LOGOUTS_YML)
     project.migrate(database)
     land(database, [message(1), "not json"])
     logout = {"user_id": "u1", "locale": {"device": "D-1"}, "device_type": " ", "after_seconds": 60}
@@ -300,9 +303,7 @@ models:
 
 
 def test_an_event_type_without_masked_fields_and_whose_subjects_are_as_long_as_an_index_takes(database, project):
-    project.declare("\non-run-start:", VISITS)
-    (project.folder / "models/analytics/user_visits.sql").write_text(USER_VISITS)
-    (project.folder / "models/analytics/_user_visits.yml").write_text(USER_VISITS_YML)
+    project.add_event(VISITS, "user_visits", USER_VISITS, USER_VISITS_YML)
     project.migrate(database)
     land(database, [message(1)])
     longest = "".join(chr(0x20000 + n * 7919 % 40000) for n in range(640))  # of four bytes each, hardly compressible
