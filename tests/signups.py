@@ -23,21 +23,27 @@ from {{ ref('int_messages__masked') }}
 where is_accepted and event_type = 'signups' and {{ in_load_window('load_id') }}
 """
 
-COLUMNS = """
-models:
-  - name: user_signups
-    description: The signups.
-    columns:
-      - {name: user_id, data_type: text, description: The user.}
-      - {name: device_type, data_type: text, description: What the device is.}
-      - {name: masked_ip, data_type: text, description: The address.}
-      - {name: masked_device_id, data_type: text, description: The device.}
-      - {name: locale, data_type: text, description: The locale.}
-      - {name: app_version, data_type: integer, description: The version.}
-      - {name: message_id, data_type: text, description: The message, constraints: [{type: primary_key}]}
-      - {name: mask_key_version, data_type: integer, description: The key.}
-      - {name: load_id, data_type: bigint, description: The load.}
-"""
+COLUMNS = {
+    "user_id": "text",
+    "device_type": "text",
+    "masked_ip": "text",
+    "masked_device_id": "text",
+    "locale": "text",
+    "app_version": "integer",
+    "message_id": "text, constraints: [{type: primary_key}]",
+    "mask_key_version": "integer",
+    "load_id": "bigint",
+}
+
+
+def described(model: str, columns: dict[str, str]) -> str:
+    """The YAML of a model with these columns, each with its type and what else dbt is to know of it."""
+    lines = "".join(map(described_column, columns, columns.values()))
+    return f"models:\n  - name: {model}\n    description: A model of this test.\n    columns:\n{lines}"
+
+
+def described_column(name: str, data_type: str) -> str:
+    return f"      - {{name: {name}, description: A column of this test., data_type: {data_type}}}\n"
 
 
 def copy_programs(source: Path, folder: Path) -> Path:
@@ -55,5 +61,5 @@ def with_signups(folder: Path) -> Path:
     fields = head[head.index("      fields:") :]
     (project / "dbt_project.yml").write_text(head + DECLARATION.format(queue=QUEUE, fields=fields) + mark + tail)
     (models / "user_signups.sql").write_text(MODEL)
-    (models / "_user_signups.yml").write_text(COLUMNS)
+    (models / "_user_signups.yml").write_text(described("user_signups", COLUMNS))
     return folder

@@ -18,7 +18,7 @@
    model's cast cuts off: two users would be one. #}
 {% macro refuse_to_cut_off() -%}
     {%- set staged = ref('int_messages__masked') -%}
-    {%- for event, it in declared_events().items() if execute and should_full_refresh() and it.model == model.name -%}
+    {%- for event, it in (declared_events().items() if execute and should_full_refresh() else []) if it.model == model.name -%}
         {%- set columns = [] -%}
         {%- for field in it.fields.values() if field.longest and field.name in model.columns -%}
             {%- do columns.append('coalesce(max(length(' ~ adapter.quote(field.name) ~ ')), 0) as ' ~ adapter.quote(field.name)) -%}

@@ -51,8 +51,6 @@
         {%- set where = 'event ' ~ name -%}
         {%- do plain_name(where, name, taken) -%}
         {%- do declared_as(where, it, required=['queues', 'model', 'subject', 'fields'], optional=['envelope', 'shown_to_the']) -%}
-        {%- do one_of(where, 'envelope', it.get('envelope', 'none'), ['none', 'sns', 'eventbridge']) -%}
-        {%- do one_of(where, 'shown_to_the', it.get('shown_to_the', 'second'), ['second', 'minute', 'hour', 'day']) -%}
         {%- do texts(where, 'queues', it.queues, '[A-Za-z0-9_-]{1,80}([.]fifo)?', "a list of queues' names") -%}
         {%- if not it.queues -%}{%- do wrong(where, 'queues: of which one are its messages?') -%}{%- endif -%}
         {%- do texts(where, 'model', [it.model], '[a-z0-9_]+', 'the name of a model') -%}
@@ -91,11 +89,13 @@
 {%- endmacro %}
 
 
-{# How the parts go together. #}
+{# What was not given, completed; and how the parts go together. #}
 {% macro check_together(events) -%}
     {%- set queues, models, columns, masked = [], [], {}, [] -%}
     {%- for name, it in events.items() -%}
         {%- set where = 'event ' ~ name -%}
+        {%- do one_of(where, 'envelope', it.envelope, ['none', 'sns', 'eventbridge']) -%}
+        {%- do one_of(where, 'shown_to_the', it.shown_to_the, ['second', 'minute', 'hour', 'day']) -%}
         {%- do only_once(where, 'the queue', it.queues, queues) -%}
         {%- do only_once(where, 'the model', [it.model], models) -%}
         {%- for field in it.fields.values() -%}
