@@ -4,9 +4,10 @@
 .DELETE_ON_ERROR:
 # `make load build` is one after the other, also where MAKEFLAGS has -j.
 .NOTPARALLEL:
+PARTS := chromium-test citus-test kubectl-test pgbouncer-test promtool-test
 .PHONY: help install demo test up down env send bootstrap login load migrate build docs report status doctor redrive bench \
     freshness lint clean compose-test requirements sbom rotate-key reveal approve forget leakcheck chaos attest contract \
-    purge bench-dbt .writable .anew
+    purge bench-dbt $(PARTS) schedule-test .writable .anew
 
 # dbt-core 1.11 does not start on Python 3.14
 SUPPORTED = import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))
@@ -28,7 +29,7 @@ pip_install = { $(2)/bin/python -m pip install --disable-pip-version-check --req
         /^Installing collected/ {print "    unpacking"} /^FAILED$$/ {failed = 1} {fflush()} END {exit failed}' >&2
 
 help:  ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 # .venv is made anew where it cannot work: the path is in its scripts, and its packages are for one minor version of Python.
 WORKS = .venv/bin/python -c 'import click' >/dev/null 2>&1 && grep -qsF "$$(realpath .venv/bin)/python" .venv/bin/dbt
@@ -51,11 +52,31 @@ install: .venv/installed  ## create or update .venv, also after Python or the fo
 demo: install .writable  ## run generated logins through the whole pipeline, after six weeks of history; run it again to add more
 	@$(LOCAL) demo
 
-test: install  ## run every test, on servers of its own (ARGS='-k name' for some)
+test: install  ## run the tests, on servers of their own (ARGS='-k name' for some)
 	@$(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)
 
+# Parts that `make test` leaves out, because they need more than `make install` gets.
+chromium-test:  ## open the pages in Chromium
+citus-test:  ## test on a Citus cluster (CITUS_BIN=/usr/lib/postgresql/15/bin)
+kubectl-test:  ## test what kubectl makes of deploy/kubernetes
+pgbouncer-test:  ## test behind a pool of connections
+promtool-test:  ## test the alert rules
+$(PARTS): install
+	@$(BIN)/python -m pytest -n auto --dist loadscope -m $(@:-test=) $(ARGS)
+
 compose-test: install  ## test docker-compose.yml on a Docker engine (without a registry, on stand-ins of its images)
-	@$(BIN)/python -m pytest -m containers -r sw -W default:::tests.test_compose tests/test_compose.py $(ARGS)
+	@$(BIN)/python -m pytest -m compose -r sw -W default:::tests.test_compose tests/test_compose.py $(ARGS)
+
+schedule-test: .venv/schedule/installed  ## load deploy/schedule into Airflow and Dagster, which it installs
+	@.venv/schedule/bin/python -m pytest -m schedule tests/test_schedule.py $(ARGS)
+
+# Some of their packages are other versions than those of .venv, of which they take the rest.
+.venv/schedule/installed: .venv/installed
+	@echo 'Installing Airflow and Dagster into .venv/schedule (a few minutes) ...' >&2
+	@$(BIN)/python -m venv --clear .venv/schedule
+	@cd .venv && ls -d "$$PWD"/lib/python3*/site-packages > "$$(ls -d schedule/lib/python3*/site-packages)/venv.pth"
+	@.venv/schedule/bin/python -m pip install --quiet --disable-pip-version-check 'protobuf<7' apache-airflow==3.3.2 dagster==1.13.29
+	@touch $@
 
 up: install  ## start the local PostgreSQL and SQS
 	@$(LOCAL) up

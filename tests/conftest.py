@@ -20,6 +20,7 @@ from psycopg2.extensions import cursor as Cursor
 from local import queues
 from local.postgres import StackError, choose_postgres
 from local.stack import BOOTSTRAP, DATABASE, SUPERUSER, Stack
+from tests import optional
 
 ROOT = Path(__file__).parents[1]
 STAND_IN = ROOT / "tests" / "citus_stand_in.sql"
@@ -36,8 +37,9 @@ NO_AWS_BUT_OURS = {
 MEMORY = Path("/dev/shm")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """No test reads the caller's settings, nor those of a `make test` above it; none asks a machine for credentials."""
+    optional.choose(config)
     if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
     for name in [name for name in os.environ if name.startswith(("PG", "AWS_", "DBT_", "LOADER_", "MAKE"))]:
@@ -119,11 +121,8 @@ def stack() -> Iterator[Stack]:
 
 
 # For modules whose tests hold on Citus too: a real cluster (tests/cluster.py).
-needs_citus = pytest.mark.skipif(
-    not os.environ.get("CITUS_BIN"), reason="CITUS_BIN does not name the programs of a PostgreSQL that has Citus"
-)
 on_citus_too = pytest.mark.parametrize(
-    "migrated", ["one-server", pytest.param("citus", marks=needs_citus)], indirect=True, scope="session"
+    "migrated", ["one-server", pytest.param("citus", marks=pytest.mark.citus)], indirect=True, scope="session"
 )
 
 

@@ -35,20 +35,20 @@ logfile = {folder}/log
 @contextlib.contextmanager
 def pgbouncer(env: Mapping[str, str]) -> Iterator[int]:
     """The port of a pool of three connections, made as the login and to the server that `env` names by PG*."""
-    with tempfile.TemporaryDirectory(prefix="masked-logins-pgbouncer-") as name:
-        folder, port = Path(name), free_port(HOST, 0)
-        (folder / "users").write_text(f'"{env["PGUSER"]}" "{env["PGPASSWORD"]}"\n')
-        settings = SETTINGS.format(host=HOST, upstream=env["PGPORT"], port=port, folder=folder)
-        (folder / "pgbouncer.ini").write_text(settings)
-        as_another = {"user": "nobody"} if os.geteuid() == 0 else {}
-        if as_another:
-            for path in (folder, *folder.iterdir()):
-                shutil.chown(path, "nobody")
-        # It ends with this process, even where that is killed: its input closes then.
-        command = ["sh", "-c", '"$@" & read _; kill $!; wait', "sh", PGBOUNCER, "-q", folder / "pgbouncer.ini"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, **as_another):
-            until(lambda: answers(port))
-            yield port
+    folder, port = Path(tempfile.mkdtemp(prefix="masked-logins-pgbouncer-")), free_port(HOST, 0)
+    (folder / "users").write_text(f'"{env["PGUSER"]}" "{env["PGPASSWORD"]}"\n')
+    settings = SETTINGS.format(host=HOST, upstream=env["PGPORT"], port=port, folder=folder)
+    (folder / "pgbouncer.ini").write_text(settings)
+    as_another = ["-u", "nobody"] if os.geteuid() == 0 else []
+    if as_another:
+        for path in (folder, *folder.iterdir()):
+            shutil.chown(path, "nobody")
+    # It ends with this process, and takes its folder along, even where that is killed: its input closes then.
+    command = ["sh", "-c", 'folder=$1; shift; "$@" & read _; kill $!; wait; rm -r "$folder"', "sh", folder]
+    command += [PGBOUNCER, "-q", *as_another, folder / "pgbouncer.ini"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL):
+        until(lambda: answers(port))
+        yield port
 
 
 def answers(port: int) -> bool:

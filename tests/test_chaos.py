@@ -10,7 +10,6 @@ import pytest
 from click.testing import CliRunner
 
 from tests import chaos
-from tests.conftest import needs_citus
 from tests.invariants import ALWAYS, BY_DBT, INVARIANTS, Seen, broken
 from tests.pipeline import land
 from tests.signups import copy_programs
@@ -32,7 +31,7 @@ def cluster():
         yield place
 
 
-@pytest.fixture(params=["place", pytest.param("cluster", marks=needs_citus)])
+@pytest.fixture(params=["place", pytest.param("cluster", marks=pytest.mark.citus)])
 def either_place(request):
     return request.getfixturevalue(request.param)
 
@@ -47,7 +46,7 @@ def test_everything_fails_at_random_and_every_invariant_holds(place, seed, tmp_p
     assert chaos.read_plan(tmp_path / "history.jsonl") == plan  # what can be replayed
 
 
-@needs_citus
+@pytest.mark.citus
 def test_nodes_of_a_cluster_and_its_network_fail_and_every_invariant_holds(cluster, tmp_path):
     """A worker crashes, the other one cannot be reached, then freezes; in the end the coordinator crashes."""
     first, second = 0.5, 0.9
@@ -306,7 +305,7 @@ def test_a_tombstone_that_is_passed_over_is_found(place):
     assert breaks("erased_persons_are_gone", place, erasures(), planted=planted)
 
 
-@needs_citus
+@pytest.mark.citus
 def test_what_was_erased_and_stays_when_it_returns_to_a_cluster_is_found(cluster):
     """There, no trigger refuses it: dbt's next run removes it."""
     planted = "create or replace function privacy.erase_returned() returns bigint language sql"

@@ -20,14 +20,14 @@ from loader.sqs import Message
 from local import queues
 from local.events import ODD_ADDRESSES, generate
 from local.stack import DATABASE
-from tests.conftest import Database, copy, migrate, needs_citus, nodes, run_migrations
+from tests.conftest import Database, copy, migrate, nodes, run_migrations
 from tests.instructions import checkout, commands, run
 from tests.leakcheck import Needles
 from tests.officer import as_superuser, privacy
 from tests.pipeline import dbt, query
 from tests.test_privileges import LOGINS, MATRIX
 
-pytestmark = [needs_citus, pytest.mark.parametrize("migrated", ["citus"], indirect=True, scope="session")]
+pytestmark = [pytest.mark.citus, pytest.mark.parametrize("migrated", ["citus"], indirect=True, scope="session")]
 
 ROWS = "select md5(string_agg({columns}, '|' order by message_id)), count(*) from analytics.{table} as t"
 KEYS = {"ip": "11" * 32, "device_id": "22" * 32}

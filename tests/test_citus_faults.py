@@ -17,13 +17,13 @@ from loader import postgres
 from local import queues
 from local.stack import SUPERUSER
 from tests.cluster import BIN, port, temporary_node
-from tests.conftest import ROOT, Database, administration, migrate, needs_citus, nodes, run_migrations, temporary_server
+from tests.conftest import ROOT, Database, administration, migrate, nodes, run_migrations, temporary_server
 from tests.instructions import checkout, follow
 from tests.loading import until
 from tests.officer import as_superuser, as_transformer, privacy
 from tests.pipeline import dbt, land, query
 
-pytestmark = [needs_citus, pytest.mark.parametrize("migrated", ["citus"], indirect=True, scope="session")]
+pytestmark = [pytest.mark.citus, pytest.mark.parametrize("migrated", ["citus"], indirect=True, scope="session")]
 
 LOGINS = "select user_id, masked_ip, masked_device_id, message_id from analytics.user_logins order by message_id"
 CONSERVED = """

@@ -9,7 +9,7 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from tests.conftest import needs_citus, run_migrations
+from tests.conftest import run_migrations
 from tests.officer import Officer, as_superuser, as_transformer, privacy
 from tests.pipeline import dbt, land, query
 
@@ -53,7 +53,7 @@ def test_a_cluster_without_workers_is_named(database):
 
 
 @pytest.mark.parametrize(
-    "migrated", ["stand-in", pytest.param("citus", marks=needs_citus)], indirect=True, scope="session"
+    "migrated", ["stand-in", pytest.param("citus", marks=pytest.mark.citus)], indirect=True, scope="session"
 )
 @pytest.mark.parametrize(
     ("login_of", "first", "then", "refusal"),

@@ -20,7 +20,7 @@ import yaml
 from tests.conftest import ROOT
 from tests.loading import until
 
-pytestmark = pytest.mark.containers
+pytestmark = pytest.mark.compose
 
 SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 PYTHON = "python:3.13-slim-bookworm"  # the base of deploy/Dockerfile
@@ -39,15 +39,7 @@ def done(result: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def engine() -> None:
-    if not shutil.which("docker") or docker("compose", "version").returncode:
-        pytest.skip("there is no docker command with the compose plugin")
-    if docker("info").returncode:
-        pytest.skip("no Docker engine answers")
-
-
-@pytest.fixture(scope="module")
-def images(engine: None) -> set[str]:
+def images() -> set[str]:
     """The services whose images are there: pulled, or stood in for."""
     wanted = {PYTHON: "python"} | {
         service["image"]: service["image"].partition(":")[0].rpartition("/")[2]
@@ -136,7 +128,7 @@ class Compose:
 
 
 @pytest.fixture(scope="module")
-def compose(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Compose:
+def compose(tmp_path_factory: pytest.TempPathFactory) -> Compose:
     return Compose(tmp_path_factory.mktemp("compose"))
 
 

@@ -120,7 +120,7 @@ def test_every_alert_is_seen_to_fire_and_to_stay_silent():
     assert {test["alertname"] for test in tests if not test.get("exp_alerts")} == set(alerts())
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool tests the alert rules: apt install prometheus")
+@pytest.mark.promtool
 def test_the_alert_rules_pass_their_own_tests():
     for command in ("check rules --lint=all", "test rules"):
         file = "alerts_test.yml" if command == "test rules" else "alerts.yml"
@@ -377,6 +377,7 @@ def test_the_bootstrap_task_sets_the_password_of_every_login_that_has_a_secret()
     assert set(passwords.values()) <= set(re.findall(r"\\getenv \w+ (\w+)", (DEPLOY / "bootstrap.sql").read_text()))
 
 
+@pytest.mark.kubectl
 def test_dbt_that_follows_takes_the_place_of_its_build_by_the_clock(tmp_path):
     main = shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes") / "kustomization.yaml"
     (line,) = re.findall(r"^# +(components: .*)$", (main.parent / "follow" / "kustomization.yaml").read_text(), re.M)
@@ -392,8 +393,6 @@ def test_dbt_that_follows_takes_the_place_of_its_build_by_the_clock(tmp_path):
 
 
 def built(folder: Path) -> dict[tuple[str, str], dict]:
-    if not shutil.which("kubectl"):
-        pytest.skip("there is no kubectl here")
     made = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True).stdout
     return {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(made)}
 
@@ -410,6 +409,7 @@ def pods(tmp_path) -> dict[str, dict]:
     return {name: spec.get("jobTemplate", {"spec": spec})["spec"]["template"] for name, spec in specs.items()}
 
 
+@pytest.mark.kubectl
 def test_each_program_has_the_settings_and_one_login_of_its_own(pods):
     logins = {}
     for name, pod in pods.items():
@@ -423,12 +423,14 @@ def test_each_program_has_the_settings_and_one_login_of_its_own(pods):
     }
 
 
+@pytest.mark.kubectl
 def test_no_deployment_selects_the_pods_of_another_program(pods):
     """kubectl logs deploy/dbt-follow would show a build's."""
     names = [pod["metadata"]["labels"]["app.kubernetes.io/name"] for pod in pods.values()]
     assert [names.count(name) for name in ("loader", "dbt-follow")] == [1, 1]
 
 
+@pytest.mark.kubectl
 def test_an_environment_has_the_logins_of_its_own_stack_and_reaches_its_own_database(tmp_path):
     main = shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes") / "kustomization.yaml"
     text = main.read_text().replace("stack=masked-logins ", "stack=masked-logins-test ")
@@ -515,6 +517,7 @@ class Kubernetes(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.kubectl
 @pytest.mark.parametrize(
     ("conditions", "ends_well"),
     [
@@ -523,8 +526,6 @@ class Kubernetes(BaseHTTPRequestHandler):
     ],
 )
 def test_waiting_for_the_migration_ends_when_it_fails_too(tmp_path, monkeypatch, conditions, ends_well):
-    if not shutil.which("kubectl"):
-        pytest.skip("there is no kubectl here")
     waits = [command for command in release() if " wait " in command]
     monkeypatch.setattr(Kubernetes, "conditions", conditions)
     with ThreadingHTTPServer(("127.0.0.1", 0), Kubernetes) as server:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import needs_chromium, open_page
+from tests.browser import open_page
 
 PROJECT = Path(__file__).parents[1] / "dbt_project"
 # dbt's page takes the addresses of its icons for real ones until its own script has filled them in.
@@ -91,7 +91,7 @@ def test_the_boundary_has_a_colour_of_its_own(manifest):
     assert coloured == {model.stem for model in (PROJECT / "models" / "boundary").glob("*.sql")}
 
 
-@needs_chromium
+@pytest.mark.chromium
 def test_a_browser_shows_a_model_and_its_lineage_and_asks_nobody(page):
     opened = open_page(page, "#!/model/model.masked_logins.user_logins?g_v=1&g_i=%2Buser_logins")
     text = unescape(re.sub(r"<[^>]+>", " ", opened.dom))

@@ -30,7 +30,7 @@ from tests import faults
 from tests.conftest import administration
 from tests.faults import always, on
 from tests.loading import Loading, a_loading, end, until
-from tests.pgbouncer import PGBOUNCER, pgbouncer
+from tests.pgbouncer import pgbouncer
 from tests.pipeline import query
 
 loading = pytest.fixture(a_loading)
@@ -42,8 +42,6 @@ both_clients = pytest.mark.parametrize("client", ["lean", "boto3"])
 @pytest.fixture
 def pooled(loading: Loading) -> Iterator[Loading]:
     """Loaders come to the database through PgBouncer in transaction mode, over three connections."""
-    if not PGBOUNCER:
-        pytest.skip("PgBouncer is not here: apt install pgbouncer")
     env = loading.env
     with pgbouncer(env) as port:
         loading.env = env | {"PGPORT": str(port)}
@@ -51,6 +49,7 @@ def pooled(loading: Loading) -> Iterator[Loading]:
     loading.env = env
 
 
+@pytest.mark.pgbouncer
 def test_loaders_share_a_pool_in_transaction_mode(pooled: Loading):
     """Two at once, one after another, and again after the server's sessions were ended under them."""
     ids = pooled.send(400)

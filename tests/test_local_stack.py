@@ -16,7 +16,7 @@ from local.postgres import Account, choose_postgres, find_postgres, major
 from local.processes import StackError, wait
 from local.stack import DATABASE, LOGINS, NO_CAPABILITIES, SUPERUSER, Stack
 from tests import faults
-from tests.pgbouncer import PGBOUNCER, answers
+from tests.pgbouncer import answers
 
 ROOT = Path(__file__).parents[1]
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root has to act as another user")
@@ -129,7 +129,7 @@ def test_the_servers_of_a_test_run_that_is_killed_end_too():
     wait(lambda: not folder.exists() and not processes_of(folder), f"{folder} is still there.")
 
 
-@pytest.mark.skipif(not PGBOUNCER, reason="PgBouncer is not here: apt install pgbouncer")
+@pytest.mark.pgbouncer
 def test_the_pool_of_a_test_run_that_is_killed_ends_too(stack, folder):
     run = "import os; from tests.pgbouncer import *\nwith pgbouncer(os.environ) as port: print(port, flush=1); input()"
     env = os.environ | stack.environment("loader_user") | {"TMPDIR": str(folder)}
@@ -139,7 +139,7 @@ def test_the_pool_of_a_test_run_that_is_killed_ends_too(stack, folder):
         port = int(killed.stdout.readline())
         assert answers(port)
         killed.kill()
-    wait(lambda: not answers(port), "PgBouncer is still there.")
+    wait(lambda: not answers(port) and not any(folder.iterdir()), "PgBouncer, or what it read, is still there.")
 
 
 def test_settings_of_a_tests_own_reach_the_server(own):

@@ -4,11 +4,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from local.stack import NO_CAPABILITIES
+from tests import optional
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +31,30 @@ def test_help_is_the_default_and_lists_every_target():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert [line.split()[0] for line in make().stdout.splitlines()] == targets
     assert targets
+
+
+def test_a_part_that_needs_more_has_a_target_which_fails_where_that_is_missing(tmp_path):
+    targets = set(re.findall(r"^([a-z]+)-test:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert targets == set(optional.PARTS)
+    only_one = "import pytest\n@pytest.mark.promtool\ndef test_alerts(): pass\ndef test_usual(): pass\n"
+    (tmp_path / "test_one.py").write_text(only_one)
+    run = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-c",
+        ROOT / "pyproject.toml",
+        "--rootdir",
+        tmp_path,
+        "-p",
+        "tests.conftest",
+    ]
+    for chosen, status in [(["-m", "promtool"], 4), ([], 0)]:
+        done = subprocess.run([*run, *chosen, tmp_path], cwd=ROOT, env={"PATH": ""}, capture_output=True, text=True)
+        assert done.returncode == status, done.stdout + done.stderr
+        assert ("`make promtool-test` needs promtool (apt install prometheus)." in done.stderr) == bool(chosen)
+        assert ("1 passed, 1 deselected" in done.stdout) == (not chosen)
 
 
 @pytest.mark.parametrize(

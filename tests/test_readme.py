@@ -117,6 +117,7 @@ RUN_AS_WRITTEN = {
 }
 NOT_RUN_AS_WRITTEN = {
     "make test ARGS": "would run these tests inside of themselves, and the linters, which CI runs beside them",
+    "make chromium-test": "are tests themselves",
     "key() { vault": "needs a Vault server",
     "wrap() { aws": "needs AWS KMS",
     "aws ecr": "needs an AWS account and Docker",
@@ -193,10 +194,16 @@ NOT_RUN = {
     "docker compose up": "needs a Docker engine: `make compose-test`",
     "make bench": "takes minutes, and asserts nothing",
     "make bench-dbt": "takes minutes, and asserts nothing",
+    "make chromium-test": "is tests itself",
+    "make citus-test": "is tests itself, and needs a Citus cluster",
     "make clean": "would remove the demo of whoever runs the tests",
     "make compose-test": "needs a Docker engine, and is tests itself",
+    "make kubectl-test": "is tests itself",
     "make lint": "is what CI runs beside the tests",
+    "make pgbouncer-test": "is tests itself",
+    "make promtool-test": "is tests itself",
     "make requirements": "asks PyPI for every package; test_makefile.py checks what it has written",
+    "make schedule-test": "installs packages of hundreds of megabytes, and is tests itself",
     "make test": "is these tests",
 }
 COMMAND = re.compile(

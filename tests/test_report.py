@@ -15,7 +15,7 @@ import pytest
 from loader.text import visible
 from local.events import generate
 from report.charts import steps
-from tests.browser import Browser, needs_chromium
+from tests.browser import Browser
 from tests.pipeline import dbt, land, query
 
 ROOT = Path(__file__).parents[1]
@@ -378,7 +378,7 @@ def one_of_each(site):
     return [site / "index.html", *kinds]
 
 
-@needs_chromium
+@pytest.mark.chromium
 def test_a_browser_shows_the_same_in_silence_and_asks_nobody(site, page):
     for file in one_of_each(site):
         with Browser(file) as browser:
@@ -391,7 +391,7 @@ def test_a_browser_shows_the_same_in_silence_and_asks_nobody(site, page):
         )
 
 
-@needs_chromium
+@pytest.mark.chromium
 def test_nothing_from_apps_is_live_markup(site, page):
     [file] = [file for file, key, _ in listed(page, "cluster") if "script" in key]
     with Browser(site / file) as browser:
@@ -400,7 +400,7 @@ def test_nothing_from_apps_is_live_markup(site, page):
         assert sorted(shown) == sorted(map(visible, HOSTILE_USERS))
 
 
-@needs_chromium
+@pytest.mark.chromium
 @pytest.mark.parametrize("width", [390, 700, 1000])
 def test_no_column_is_cut_off_on_a_phone_or_elsewhere(site, width):
     for file in one_of_each(site):
@@ -415,7 +415,7 @@ def test_no_column_is_cut_off_on_a_phone_or_elsewhere(site, width):
             assert browser.evaluate("document.querySelectorAll('td').length") > 20
 
 
-@needs_chromium
+@pytest.mark.chromium
 def test_a_click_selects_a_whole_token_of_which_a_part_is_shown(site):
     for file, token in ((site / "index.html", "#most-device .token"), (one_of_each(site)[1], "#tokens .token")):
         with Browser(file) as browser:
@@ -428,7 +428,7 @@ def test_a_click_selects_a_whole_token_of_which_a_part_is_shown(site):
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 
 
-@needs_chromium
+@pytest.mark.chromium
 @pytest.mark.parametrize(
     ("media", "colour"),
     [
@@ -442,7 +442,7 @@ def test_it_is_light_or_dark_as_its_reader_is_and_light_in_print(site, media, co
         assert browser.evaluate(BACKGROUND) == colour
 
 
-@needs_chromium
+@pytest.mark.chromium
 def test_in_print_tokens_are_whole_and_nothing_is_cut_off(site):
     a4 = 718  # pixels between margins
     for file in one_of_each(site):
@@ -454,7 +454,7 @@ def test_in_print_tokens_are_whole_and_nothing_is_cut_off(site):
             assert browser.evaluate(f"{cut}.filter(e => e.clientWidth).length") == 0
 
 
-@needs_chromium
+@pytest.mark.chromium
 def test_a_page_that_asks_or_complains_would_be_noticed(tmp_path):
     page = tmp_path / "page.html"
     page.write_text('<img src="http://example.com/x.png"><script>nope()</script>')

@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import pytest
 
-from tests.browser import Browser, needs_chromium
+from tests.browser import Browser
 from tests.pipeline import SENT_AT, dbt, land, query
 from tests.test_report import ROOT, bars, cells, listed, make_report
 
@@ -112,7 +112,7 @@ def test_the_folder_of_the_pages_is_its_owners_alone(site):
     assert site.stat().st_mode & 0o777 == 0o700
 
 
-@needs_chromium
+@pytest.mark.chromium
 @pytest.mark.parametrize("medium", ["screen", "print"])
 def test_no_id_is_cut_off(site, page, medium):
     [file] = [file for file, _, users in listed(page, "cluster") if users == len(WIDE)]
