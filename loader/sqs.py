@@ -310,9 +310,13 @@ class DeadLetters(Queue):
                 return messages
 
     def messages_of(self, answer: dict) -> list[Message]:
-        messages = answer.get("Messages") or ()
-        self.others.update(each["MessageId"] for each in messages if not self.is_ours(each))
-        return [Message.of(each) for each in messages if self.is_ours(each)]
+        ours = []
+        for each in answer.get("Messages") or ():
+            if self.is_ours(each):
+                ours.append(Message.of(each))
+            else:
+                self.others.add(each["MessageId"])
+        return ours
 
     def is_ours(self, message: dict) -> bool:
         """One that names no queue was sent here by hand; or an emulator tells no sources, or no queue's ARN."""

@@ -375,6 +375,25 @@ def test_no_time_that_is_published_has_a_masked_value_in_it(database, project):
     assert query(database, exposed, login="transformer_user") == [(0,)]
 
 
+def test_a_blank_text_is_null_where_the_field_is_not_required_whatever_its_type(database, project):
+    """As apps write it that always send all fields. It hides no exposed value, in the fields beside it neither."""
+    project.declare("app_version: {type: version, required: true}", "app_version: {type: version}")
+    project.declare(FIELDS, f"{FIELDS}\n        seen_at: {{type: timestamp}}")
+    project.migrate(database)
+    blank = {"app_version": " ", "seen_at": "\t", "locale": ""}
+    cases = {
+        message(**blank): None,
+        message(**blank | {"seen_at": "soon"}): "seen_at_malformed",
+        message(**blank | {"app_version": "v1"}): "app_version_malformed",
+        message(**blank | {"locale": "of 192.0.2.1", "ip": "192.0.2.1"}): "exposes_plain_value",
+    }
+    ids = land(database, cases)
+    said = "select message_id, reason, num_nulls(app_version, seen_at, locale) from masking.stg_sqs__messages"
+    found = {each: rest for each, *rest in query(database, said, login="transformer_user")}
+    assert [found[each][0] for each in ids] == list(cases.values())
+    assert found[ids[0]] == [None, 3]
+
+
 def test_a_field_is_removed_with_its_column(database, project):
     project.declare(FIELDS, f"{FIELDS}\n        network: {{type: text, longest: 16}}")
     before = project.folder
@@ -521,6 +540,11 @@ WRONG = {
         f"{FIELDS}\n        user: {{type: text, longest: 9}}",
         "field user: user is a word of SQL: give it another name",
     ),
+    "kind-as-a-word-of-sql": (
+        "kinds:  # of masked values; each has its own keys",
+        "kinds:\n    user: {form: text}",
+        "kind user: user is a word of SQL: give it another name.",
+    ),
     "queue-not-in-a-list": ("queues: [login-queue]", "queues: login-queue", "queues is a list of queues' names"),
     "no-queue": ("queues: [login-queue]", "queues: []", "queues: of which one are its messages?"),
     "queue-by-url": (
@@ -535,6 +559,12 @@ WRONG = {
     ),
     "none-blank": ('"::", unknown', '" ", unknown', "kind ip: none is a list of texts, and none blank"),
     "none-no-text": ('"::", unknown', "null, unknown", "kind ip: none is a list of texts, and none blank"),
+    "none-with-a-null-character": (
+        '"::", unknown',
+        r'"a\0", unknown',
+        "kind ip: none is a list of texts, and none blank",
+    ),
+    "path-with-a-null-character": ("locale: {type", r'locale: {path: "a\0", type', "field locale: path is names"),
     "required-no-boolean": (
         "required: true}\n        device_type",
         "required: 'no'}\n        device_type",

@@ -149,7 +149,7 @@
     {%- set trouble = 'is a word of SQL' if name in taken.words
         else 'would pass for a column of tokens, masked_…' if name.startswith('masked_') else none -%}
     {%- if trouble -%}
-        {%- do wrong(where, name ~ ' ' ~ trouble ~ ': give it another name, and say where it is (path: ' ~ name ~ ')') -%}
+        {%- do wrong(where, name ~ ' ' ~ trouble ~ ': give it another name' ~ (', and say where it is (path: ' ~ name ~ ')' if ', field ' in where)) -%}
     {%- endif -%}
 {%- endmacro %}
 
@@ -172,11 +172,12 @@
     ).split()}) }}
 {%- endmacro %}
 
-{# A list of texts, each in full as this regular expression. YAML has other sorts of values: null, no, 0. #}
+{# A list of texts, each in full as this regular expression. YAML has other sorts of values: null, no, 0; and a
+   character that PostgreSQL has not. #}
 {% macro texts(where, key, list, pattern, wanted) -%}
     {%- set ns = namespace(right=list is sequence and list is not string and list is not mapping) -%}
     {%- for text in (list if ns.right else []) if ns.right -%}
-        {%- set ns.right = text is string and modules.re.fullmatch(pattern, text) is not none -%}
+        {%- set ns.right = text is string and '\0' not in text and modules.re.fullmatch(pattern, text) is not none -%}
     {%- endfor -%}
     {%- if not ns.right -%}{%- do wrong(where, key ~ ' is ' ~ wanted) -%}{%- endif -%}
 {%- endmacro %}

@@ -93,15 +93,22 @@
 {%- endmacro %}
 
 
-{# What is published of an open field. Blanks around a text do not count, as in a masked one and in whom an erasure finds:
-   " p1" would be another user than "p1". Blank text is null, which it can only be where the field is not required. #}
+{# What is published of an open field. #}
 {% macro open_value(field) -%}
-    {%- set text = text_of(field.events) -%}
-    {%- if field.type == 'text' -%} nullif({{ trimmed(text) }}, '')
+    {%- set text = open_text(field, text_of(field.events)) -%}
+    {%- if field.type == 'text' -%} {{ text }}
     {%- elif field.type == 'version' -%} {{ pack_version('(' ~ text ~ ')') }}
     {%- elif field.type == 'timestamp' -%} masking.parse_timestamp({{ text }})
     {%- else -%} ({{ text }})::{{ {'integer': 'bigint', 'boolean': 'boolean'}[field.type] }}
     {%- endif -%}
+{%- endmacro %}
+
+
+{# Blanks around a text do not count, as in a masked one and in whom an erasure finds: " p1" would be another user than
+   "p1". Blank text is null, of whatever type, which it can only be where the field is not required. #}
+{% macro open_text(field, text) -%}
+    {%- set may_be_blank = field.type == 'text' or field.type in ('version', 'timestamp') and not field.required -%}
+    {{ return('nullif(' ~ trimmed(text) ~ ", '')" if may_be_blank else text) }}
 {%- endmacro %}
 
 
@@ -150,6 +157,7 @@
 {% macro reasons_of(field) -%}
     {%- set text, json_type = field_text(field), field_json_type(field) -%}
     {%- set json_types = {'integer': 'number', 'boolean': 'boolean'} -%}
+    {%- set is_there = '' if field.required else ' and not ' ~ is_blank(text) -%}
     {%- if field.required %}
         when {{ text }} is null then 'missing_{{ field.name }}'
     {%- endif %}
@@ -162,13 +170,13 @@
         when length({{ text }}) > {{ field.longest }} then '{{ field.name }}_too_long'
     {%- elif field.type == 'version' %}
         {#- up to 2146.999.999: what fits into an integer #}
-        when {{ text }} !~ '^0*([0-9]{1,3}|1[0-9]{3}|20[0-9]{2}|21[0-3][0-9]|214[0-6])(\.0*[0-9]{1,3}){0,2}$' then
+        when {{ text }} !~ '^0*([0-9]{1,3}|1[0-9]{3}|20[0-9]{2}|21[0-3][0-9]|214[0-6])(\.0*[0-9]{1,3}){0,2}$'{{ is_there }} then
             case when {{ text }} ~ '^[0-9]+(\.[0-9]+){0,2}$' then '{{ field.name }}_out_of_range' else '{{ field.name }}_malformed' end
     {%- elif field.type == 'integer' %}
         when {{ text }} !~ '^-?[0-9]{1,18}$' then
             case when {{ text }} ~ '^-?[0-9]+$' then '{{ field.name }}_out_of_range' else '{{ field.name }}_not_integer' end
     {%- elif field.type == 'timestamp' %}
-        when {{ text }} is not null and masking.parse_timestamp({{ text }}) is null then '{{ field.name }}_malformed'
+        when {{ text }} is not null and masking.parse_timestamp({{ text }}) is null{{ is_there }} then '{{ field.name }}_malformed'
     {%- endif %}
 {%- endmacro %}
 
@@ -183,7 +191,7 @@
             {%- if open.type == 'version' -%}
                 {#- asked first: only numbers and dots can be in it, and no whole address #}
                 {%- set can_be = canonical ~ " like 'raw:%'" if field.form == 'address' else 'ltrim(' ~ canonical ~ ", '.0123456789') = ''" -%}
-                {%- set published = published_text(open, '(' ~ pack_version(text) ~ ')') -%}
+                {%- set published = published_text(open, '(' ~ pack_version(open_text(open, text)) ~ ')') -%}
                 {%- do found.append(can_be ~ ' and (' ~ exposes([text, published], canonical, field.form) ~ ')') -%}
             {%- elif open.type == 'timestamp' -%}
                 {%- set published = published_text(open, 'masking.parse_timestamp(' ~ text ~ ')') -%}
