@@ -145,6 +145,11 @@ select format('trigger %s, %s', pg_get_triggerdef(t.oid), t.tgenabled)
 from pg_trigger as t inner join relations on relations.oid = t.tgrelid
 where not t.tgisinternal
 union all
+select format('event trigger %s executes %s', evtname, evtfoid::regprocedure) from pg_event_trigger
+where
+    ('pg_event_trigger'::regclass, oid) not in (select classid, objid from of_extensions)
+    and evtowner is distinct from to_regrole('rdsadmin')
+union all
 select format('constraint %s on %s: %s', conname, relations.name, pg_get_constraintdef(c.oid))
 from pg_constraint as c inner join relations on relations.oid = c.conrelid
 where c.contype in ('c', 'p', 'f', 'u', 'x')
@@ -377,7 +382,8 @@ select
         when setrole = 0 and setdatabase <> 0 then format('database %I', current_database())
         when setdatabase = 0 then 'role ' || case setrole when 0 then 'all' else setrole::regrole::text end
         else format('role %s in database %I', setrole::regrole, current_database())
-    end
+    end,
+    setrole::regrole = session_user::regrole
 from pg_db_role_setting cross join lateral unnest(setconfig) as given
 where setdatabase = 0 or setdatabase = (select oid from pg_database where datname = current_database())
 order by 1, 3
@@ -519,8 +525,10 @@ def settings(cursor: Cursor) -> Iterator[Item]:
         [value] = _column(cursor, f"select current_setting('{name}', true)")
         yield Item("settings", value in wanted, f"{name} is {value}", f"{reason}; set it to {wanted[0]}")
     cursor.execute(GIVEN)
-    for name, value, whom, altered in cursor.fetchall():
+    for name, value, whom, altered, hides in cursor.fetchall():
         wanted, reason = SETTINGS.get(name, ((value,), ""))
+        if hides and name in SETTINGS:
+            wanted, reason = (), "so what the server has for others is not seen here"
         if value not in wanted:
             yield Item("settings", False, f"{name} is {value} for {whom}", f"{reason}; alter {altered} reset {name}")
     cursor.execute(

@@ -38,7 +38,7 @@ from local.processes import command_of, number_in
 from local.stack import DATABASE, SUPERUSER, Stack
 from privacy.__main__ import erase
 from tests import cluster, faults, oracle, signups
-from tests.conftest import ROOT, Database, administration, close, copy, nodes, pytest_configure, temporary_stack
+from tests.conftest import ROOT, Database, administration, close, copy, forget_the_caller, nodes, temporary_stack
 from tests.instructions import checkout, follow
 from tests.instructions import run as type_in
 from tests.invariants import ALWAYS, BY_DBT, FITTING, Seen, broken, look
@@ -1319,7 +1319,7 @@ def main(
 
     On a Citus cluster, if CITUS_BIN names the programs of a PostgreSQL that has Citus.
     """
-    pytest_configure()  # nothing of the caller's
+    forget_the_caller()  # nothing of the caller's
     folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     with temporary_place(with_small_disks=True, with_citus=bool(os.environ.get("CITUS_BIN"))) as place:

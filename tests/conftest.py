@@ -38,8 +38,12 @@ MEMORY = Path("/dev/shm")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """No test reads the caller's settings, nor those of a `make test` above it; none asks a machine for credentials."""
     optional.choose(config)
+    forget_the_caller()
+
+
+def forget_the_caller() -> None:
+    """No test reads the caller's settings, nor those of a `make test` above it; none asks a machine for credentials."""
     if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
     for name in [name for name in os.environ if name.startswith(("PG", "AWS_", "DBT_", "LOADER_", "MAKE"))]:

@@ -6,7 +6,7 @@ import sys
 from local.postgres import find_postgres, major
 from local.stack import DATABASE, SUPERUSER
 from privacy.attest import CONTRACT
-from tests.conftest import ROOT, Database, migrate, pytest_configure, temporary_stack
+from tests.conftest import ROOT, Database, forget_the_caller, migrate, temporary_stack
 
 HEAD = """\
 # What a freshly migrated database has: owners, grants, functions (md5 of the body), triggers, constraints, roles.
@@ -16,7 +16,7 @@ HEAD = """\
 
 
 def main() -> None:
-    pytest_configure()  # nothing of the caller's
+    forget_the_caller()  # nothing of the caller's
     lines: set[str] = set()
     for programs in find_postgres():
         with temporary_stack(postgres_bin=programs) as server:

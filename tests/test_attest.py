@@ -288,6 +288,15 @@ DRIFT = {
         "'alter role analyst_user in database %I set log_statement = %L', current_database(), 'all'); end $$",
         "log_statement is all for analyst_user in this database",
     ),
+    "setting-of-the-login-that-looks": (
+        "alter role postgres set log_statement = 'none'",
+        "log_statement is none for postgres in every database",
+    ),
+    "event-trigger": (
+        "create schema x; create function x.f() returns event_trigger language plpgsql as 'begin end';"
+        " create event trigger of_nobodys on ddl_command_end execute function x.f()",
+        "the project does not have: event trigger of_nobodys executes x.f()",
+    ),
     "old-keys": ("update masking.keys set created_at = now() - interval '500 days'", "500 days old"),
     "no-keys": ("truncate masking.keys", "there is no masking key"),
     "rotation-open": (

@@ -350,7 +350,7 @@ def command(place, monkeypatch, tmp_path):
 
     def invoke(plays, *arguments: str):
         monkeypatch.setattr(chaos, "temporary_place", lambda **_: contextlib.nullcontext(place))
-        monkeypatch.setattr(chaos, "pytest_configure", lambda: None)
+        monkeypatch.setattr(chaos, "forget_the_caller", lambda: None)
         monkeypatch.setattr(chaos.Run, "play", lambda run, plan, until=None: plays(plan))
         return CliRunner().invoke(chaos.main, [*arguments, "--folder", str(tmp_path)])
 
