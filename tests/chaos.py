@@ -368,7 +368,7 @@ def temporary_place(with_small_disks: bool = False, with_citus: bool = False) ->
     with contextlib.ExitStack() as opened:
         servers = cluster.temporary_cluster(settings, network) if with_citus else temporary_stack(settings=settings)
         stack = opened.enter_context(servers)
-        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="masked-logins-chaos-")))
+        (folder := stack.folder / "chaos").mkdir()  # which goes with the stack, even where this process is killed
         weather, environment = Weather(), stack.environment(SUPERUSER)
         proxy = opened.enter_context(faults.sqs_proxy(environment["AWS_ENDPOINT_URL"], weather.at_sqs))
         port = opened.enter_context(faults.postgres_proxy(int(environment["PGPORT"]), weather.at_postgres))
