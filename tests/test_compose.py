@@ -198,7 +198,7 @@ def test_prometheus_sees_the_loader_and_the_database(watched: Compose):
 
     until(lambda: value('queue_health_unaccounted{queue="login-queue"}') == "0", 180)
     assert value('up{job="loader"}') == "1"
-    assert float(value("loader_landed_total")) > 0
+    until(lambda: float(value("loader_landed_total")) > 0, 60)  # it asks now and then
     assert "collector failed" not in watched("logs", "postgres-exporter")
 
 
