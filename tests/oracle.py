@@ -78,6 +78,10 @@ def reason(body):
         return "base64"
     if not isinstance(event, dict):
         return "not_an_object"
+    required = set(FIELDS) - {"locale"}
+    inside = [(parse(each) or [None])[0] if isinstance(each, str) else each for each in event.values()]
+    if required.isdisjoint(event) and any(isinstance(each, dict) and required <= each.keys() for each in inside):
+        return "in_another_object"
     for field in FIELDS:
         value = event.get(field)
         if value is None and field != "locale":

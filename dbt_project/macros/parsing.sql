@@ -223,9 +223,16 @@
 {# What is looked for only where there is no event, or something is missing in it: an envelope that is not declared, and
    what else may have come in its place. #}
 {% macro reason_with_envelopes() -%}
+    {%- set around = {} -%}
+    {%- for name, it in declared_events().items() -%}
+        {%- set names = [] -%}
+        {%- for field in it.fields.values() if field.required -%}{%- do names.append(field.path[0]) -%}{%- endfor -%}
+        {%- do around.update({name: 'masking.is_around(parsed.event, array[' ~ quoted_list(names | unique) ~ '])'}) -%}
+    {%- endfor -%}
     case
-        when verdict.reason like 'missing\_%' or verdict.reason = 'not_an_object'
-            then coalesce(masking.not_an_event(parsed.event), verdict.reason)
+        when verdict.reason like 'missing\_%' or verdict.reason = 'not_an_object' then coalesce(
+            masking.not_an_event(parsed.event), case when {{ by_event_type(around) }} then 'in_another_object' end, verdict.reason
+        )
         when verdict.reason like 'not\_in\_%'
             then coalesce(masking.not_an_event({{ whole_message() }}), verdict.reason)
         else verdict.reason

@@ -161,6 +161,14 @@ return case
     end
 end;
 
+-- Whether an object has these names not itself, but in one of its members, or in JSON that is the text of one.
+create or replace function masking.is_around(found jsonb, names text[]) returns boolean
+language sql immutable parallel safe
+return jsonb_typeof(found) = 'object' and not found ?| names and exists (
+    select from jsonb_each(case when jsonb_typeof(found) = 'object' then found else '{}' end) as each (name, member)
+    where case jsonb_typeof(member) when 'string' then masking.parse_json(member #>> '{}') else member end ?& names
+);
+
 -- An ISO 8601 time with its offset, or null.
 do $$
 begin
@@ -282,5 +290,5 @@ grant execute on function
     masking.canonical_address(text), masking.json_depth(text), masking.parse_json(text), masking.parse_timestamp(text),
     masking.exposes(text, text, text), masking.has_value(text, text), masking.has_address(text, text),
     masking.addresses_in(text), masking.printed_timestamp(timestamptz), masking.is_encoded(text),
-    masking.has_encoded_part(text), masking.not_an_event(jsonb)
+    masking.has_encoded_part(text), masking.not_an_event(jsonb), masking.is_around(jsonb, text[])
 to transformer, pipeline_owner;
