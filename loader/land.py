@@ -264,6 +264,7 @@ def connect(limit: Callable[[Cursor], None]) -> tuple[Connection, int]:
     connection = postgres.connect(
         "loader",
         keepalives_idle=30,  # a database that vanished without a word is noticed within a minute
+        keepalives_interval=10,
         tcp_user_timeout=60_000,
     )
     try:

@@ -718,6 +718,12 @@ def test_filebeat_reads_the_time_of_every_line(database):
     assert all(read(stamps["masked_logins.info.ts"], text) for text in written)
 
 
+def test_filebeat_reads_logs_that_are_shorter_than_a_kilobyte():
+    """From 9 on, it waits until a file is as long as what it knows files by, 1,024 bytes: purge writes one line."""
+    (filebeat,) = documents(MONITORING / "elk" / "filebeat.yml")
+    assert filebeat["filebeat.inputs"][0].get("prospector.scanner.fingerprint.length", 1024) == 64  # its minimum
+
+
 # What deploy/README.md gives to other tools.
 
 README = (DEPLOY / "README.md").read_text()

@@ -1,9 +1,11 @@
 """What the loader does when AWS or the database fail: it goes on when they do, or says in one sentence why not."""
 
 import contextlib
+import os
 import shlex
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -241,15 +243,32 @@ def test_it_stops_at_once_while_the_database_is_away(loading: Loading):
     assert loading.waiting() == (5, 0)
 
 
-def test_no_pause_goes_beyond_the_time_to_give_up():
+@pytest.mark.parametrize("on_lambda", [False, True])
+def test_no_pause_goes_beyond_the_time_to_give_up(on_lambda: bool):
     """On Lambda, what is left after that is for the last attempt and the answer."""
-    database, pauses = Database(give_up_after=5), []
+    database, pauses = Database(give_up_after=300 if on_lambda else 5), []
     database.stopping = SimpleNamespace(wait=pauses.append)
+    if on_lambda:
+        database.until = time.monotonic() + 1
 
     for _ in range(50):
         database.wait_for_it(Away(NoDatabase(reason="x")), time.monotonic() - 4, 9)
 
     assert max(pauses) <= 1
+
+
+def test_a_server_that_vanished_in_a_statement_is_noticed_within_a_minute(loading: Loading):
+    """At the first unanswered probe after tcp_user_timeout: the system's own interval between probes is 75 seconds."""
+    run = loading.ready()
+    with socket.socket(fileno=os.dup(run.database.connection.fileno())) as wire:
+        idle, interval, timeout = (
+            wire.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)
+        )
+    run.database.disconnect()
+
+    probes = range(idle + interval, 1000, interval)
+    assert next(second for second in probes if second * 1000 >= timeout) <= 60
 
 
 def test_an_outage_may_last_for_days(loading: Loading):
