@@ -261,12 +261,7 @@ class Database:
 
 def connect(limit: Callable[[Cursor], None]) -> tuple[Connection, int]:
     """A connection on which landing is known to be possible, and the newest number in the ledger."""
-    connection = postgres.connect(
-        "loader",
-        keepalives_idle=30,  # a database that vanished without a word is noticed within a minute
-        keepalives_interval=10,
-        tcp_user_timeout=60_000,
-    )
+    connection = postgres.connect("loader")
     try:
         with connection.cursor() as cursor:
             limit(cursor)
