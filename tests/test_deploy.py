@@ -78,7 +78,7 @@ def metrics() -> set[str]:
 
 def named_in(expression: str) -> set[str]:
     """The metrics of a PromQL expression: names that are no function, label or word of the language."""
-    bare = re.sub(r'"[^"]*"|\{[^}]*\}|\[[^]]*\]|\b(by|without)\s*\([^)]*\)', " ", expression)
+    bare = re.sub(r'"[^"]*"|\{[^}]*\}|\[[^]]*\]|\b(by|without|on)\s*\([^)]*\)', " ", expression)
     return set(re.findall(r"\b[a-z_]\w*\b(?!\s*\()", bare)) - {"and", "or", "unless"}
 
 
