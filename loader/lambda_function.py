@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import time
 from contextlib import suppress
@@ -41,7 +42,8 @@ def handler(event: Any, context: Any) -> dict[str, list[dict[str, str]]]:
     try:
         connected = database()
         connected.say = report.say
-        connected.give_up_after = max(0.0, context.get_remaining_time_in_millis() / 1000 - MARGIN)
+        connected.give_up_after = math.inf
+        connected.until = time.monotonic() + context.get_remaining_time_in_millis() / 1000 - MARGIN
         landing = connected.land(queue, messages)
     except errors.LoaderError as error:
         database.cache_clear()  # the next event reads the secret again: the password may have changed
@@ -84,9 +86,14 @@ def records_of(event: Any) -> list[dict[str, Any]]:
     """From Lambda's own trigger, or from EventBridge Pipes, which give the records alone."""
     with suppress(AttributeError, TypeError):
         records = event if isinstance(event, list) else event.get("Records") or []
-        if all(record.get("eventSource") == "aws:sqs" for record in records):
+        if all(record.get("eventSource") == "aws:sqs" and has_all(record) for record in records):
             return records
     raise errors.BadSetting(problem="The event is not from SQS: set a queue as the function's trigger.")
+
+
+def has_all(record: dict[str, Any]) -> bool:
+    """What somebody wrote by hand, or a Pipe with an input template made, may lack some."""
+    return all(isinstance(record.get(name), str) for name in ("messageId", "receiptHandle", "body", "eventSourceARN"))
 
 
 def messages_of(records: list[dict[str, Any]]) -> list[Message]:

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -57,6 +57,15 @@ RECORD = """
 
 LEDGER = "select newest_load_id, last_load_id, sequence_is_behind from raw.pipeline_state"
 
+# Unless the login's own is shorter. It does not end a commit that waits for a standby, which would be taken for one
+# that the standby has.
+LIMIT = """
+    select set_config('statement_timeout', %(milliseconds)s::text, true)
+    from pg_catalog.pg_settings
+    where name = 'statement_timeout' and setting::integer not between 1 and %(milliseconds)s
+"""
+LAST_STATEMENT = 3.0  # seconds, also where less is left
+
 # What may be the fault of a message. The text of these may quote one, so they are only named.
 DATA_ERRORS = ("22", "23", "44", "54", "P0")
 # What a smaller batch may not run into: a timeout of the statement or transaction, memory, or temp_file_limit.
@@ -104,6 +113,7 @@ class Database:
 
     def __init__(self, give_up_after: float = 300):
         self.give_up_after = give_up_after
+        self.until = math.inf  # by time.monotonic(): it gives up then as well, and ends a statement that still runs
         self.stopping = threading.Event()
         self.there = threading.Event()  # cleared while the database is away: nothing is received meanwhile
         self.say = lambda event, **details: None
@@ -125,9 +135,11 @@ class Database:
         if len(messages) <= self.most:
             try:
                 landed = self.land_together(queue, messages)
-            except TooMuch:
+            except TooMuch as too_much:
                 if self.stopping.is_set():
                     raise
+                if time.monotonic() >= self.until:
+                    raise too_much.trouble from None
                 self.most = len(messages) // 2
             except Refused as refusal:
                 if len(messages) == 1:
@@ -195,11 +207,18 @@ class Database:
 
     def wait_for_it(self, away: Away, since: float, attempt: int) -> None:
         """A pause that grows, until it has been away for too long."""
-        seconds = time.monotonic() - since
-        if seconds >= self.give_up_after:
-            raise errors.GaveUp(seconds=seconds, reason=away) from None
+        now = time.monotonic()
+        left = min(since + self.give_up_after, self.until) - now
+        if left <= 0:
+            raise errors.GaveUp(seconds=now - since, reason=away) from None
         self.say("the database is away, will try again", reason=str(away), attempt=attempt + 1)
-        self.stopping.wait(min(backoff(attempt, longest=10), self.give_up_after - seconds))
+        self.stopping.wait(min(backoff(attempt, longest=10), left))
+
+    def limit(self, cursor: Cursor) -> None:
+        """By the server, so that nothing of it goes on there once the program is gone."""
+        if self.until < math.inf:
+            seconds = max(self.until - time.monotonic(), LAST_STATEMENT)
+            cursor.execute(LIMIT, {"milliseconds": round(1000 * seconds)})
 
     @contextmanager
     def transaction(self) -> Iterator:
@@ -207,8 +226,9 @@ class Database:
         with self.turn:
             try:
                 if not self.connection:
-                    self.connection, self.newest = connect()
+                    self.connection, self.newest = connect(self.limit)
                 with self.connection.cursor() as cursor:
+                    self.limit(cursor)
                     yield cursor
                 self.connection.commit()
                 self.there.set()
@@ -239,15 +259,12 @@ class Database:
             self.connection.cancel()
 
 
-def connect() -> tuple[Connection, int]:
+def connect(limit: Callable[[Cursor], None]) -> tuple[Connection, int]:
     """A connection on which landing is known to be possible, and the newest number in the ledger."""
-    connection = postgres.connect(
-        "loader",
-        keepalives_idle=30,  # a database that vanished without a word is noticed within a minute
-        tcp_user_timeout=60_000,
-    )
+    connection = postgres.connect("loader")
     try:
         with connection.cursor() as cursor:
+            limit(cursor)
             cursor.execute(PREPARE)
             cursor.execute("explain " + LAND, {"queue": ""})  # fails where a table or a grant is missing
             cursor.execute("explain " + RECORD, {"queue": "", "received": 0, "landed": 0})

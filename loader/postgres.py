@@ -17,6 +17,9 @@ from loader import errors
 NULL = "\\N"  # in COPY's text format
 INTERVALS = "set local intervalstyle = postgres"  # which alone psycopg2 understands
 
+# A server that vanished without a word is noticed within a minute.
+LIVENESS = {"keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 60_000}
+
 THIS_MACHINE = ("", "localhost", "127.0.0.1", "::1")
 
 # By SQLSTATE or how it begins, the longest first. The message of these names objects and settings, never a value.
@@ -89,6 +92,7 @@ def connect(program: str, **options: object) -> Connection:
             os.environ["PGSSLMODE"] = "verify-full"
     if not os.environ.get("PGCONNECT_TIMEOUT"):
         options = {"connect_timeout": 10} | options
+    options = LIVENESS | options
     try:
         connection = psycopg2.connect("", fallback_application_name=program, client_encoding="UTF8", **options)
     except UnicodeDecodeError as error:  # a server's language and encoding, until it knows the client's

@@ -257,6 +257,24 @@ def test_without_a_database_the_invocation_fails(loading: Loading):
     assert STANDARD["body"] not in log
 
 
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_a_blocked_database_is_said_before_the_time_is_over(loading: Loading, warm: bool):
+    """Lambda would end the function without a word, and its session would wait on for the lock."""
+    function = Function(loading.env)
+    try:
+        if warm:
+            function.invoke(STANDARD)
+        function.deadline_ms = 18_000
+        with contextlib.closing(loading.database.connect("postgres")) as blocking:
+            blocking.cursor().execute("lock table raw.sqs_messages in exclusive mode")
+            assert len(function.invoke(*({**STANDARD, "messageId": f"m{n}"} for n in range(2)))) == 2
+            waiting = loading.query("select count(*) from pg_stat_activity where usename = 'loader_user'")
+    finally:
+        log = function.end()
+    assert "canceling statement due to statement timeout" in log
+    assert waiting == [(0,)]
+
+
 def test_an_event_without_records_is_answered(loading: Loading):
     with running(loading.env) as function:
         assert function.invoke() == []
@@ -358,6 +376,9 @@ def test_the_records_alone_are_taken_too(loading: Loading, monkeypatch):
         {"Records": [{"eventSource": "aws:s3", "s3": {}}]},
         {"Records": [STANDARD, {"EventSource": "aws:sns", "Sns": {}}]},
         {"Records": ["x"]},
+        {"Records": [{name: value for name, value in STANDARD.items() if name != "messageId"}]},
+        {"Records": [{name: value for name, value in STANDARD.items() if name != "eventSourceARN"}]},
+        {"Records": [STANDARD | {"body": {"ip": "192.0.2.7"}}]},
         {"Records": {"a": 1}},
         None,
         "x",

@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg2
 import psycopg2.errorcodes
 import pytest
+import yaml
 
 from loader import errors, postgres
 from tests.conftest import ROOT, administration
@@ -301,3 +302,26 @@ def test_a_connection_that_is_lost_in_the_middle_of_copy_is_an_error_and_prints_
 def test_nobody_copies_otherwise():
     programs = [file for file in ROOT.glob("*/*.py") if file.parent.name not in ("tests", "benchmarks")]
     assert [file.name for file in programs if "copy_expert(" in file.read_text()] == ["postgres.py"]
+
+
+def test_a_server_that_vanished_in_a_statement_is_noticed_within_a_minute(database, monkeypatch):
+    """At the first unanswered probe after tcp_user_timeout: the system's own interval between probes is 75 seconds."""
+    for name, value in database.env("loader_user").items():
+        monkeypatch.setenv(name, value)
+    with (
+        contextlib.closing(postgres.connect("test")) as connection,
+        socket.socket(fileno=os.dup(connection.fileno())) as wire,
+    ):
+        idle, interval, timeout = (
+            wire.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)
+        )
+
+    probes = range(idle + interval, 1000, interval)
+    assert next(second for second in probes if second * 1000 >= timeout > 0) <= 60
+
+
+def test_dbt_notices_it_in_minutes():
+    """It has no more settings than this one; by the system's own, a run waits for over two hours."""
+    profile = yaml.safe_load((ROOT / "dbt_project" / "profiles.yml").read_text())["masked_logins"]
+    assert all(0 < target["keepalives_idle"] <= 60 for target in profile["outputs"].values())
