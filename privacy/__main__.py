@@ -85,7 +85,7 @@ def rotate_key(imported: bool) -> None:
                 (version, kinds),
             )
         else:
-            if version == 2 and _nothing_masked_yet(cursor):
+            if _nothing_masked_yet(cursor):
                 cursor.execute("delete from masking.keys")
                 version = 1
             _import(cursor, version, new_keys)
@@ -316,7 +316,7 @@ def _read_keys(source: TextIO, kinds: list[str]) -> dict[str, str]:
         typed = source.isatty()
         given = "" if typed else source.read().lstrip("\ufeff")
         lines = [f"{kind} {getpass(f'{kind}: ')}" for kind in kinds] if typed else given.split("\n")
-    except UnicodeDecodeError:  # bytes in place of digits
+    except (UnicodeDecodeError, OSError):  # bytes in place of digits, or what cannot be read
         lines = []
     words = [line.split() for line in lines if line.strip()]
     if sorted(line[0] for line in words) != sorted(kinds) or not all(
