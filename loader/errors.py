@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import click
 
+RESTORE_KEYS = "restore it from a backup; in a new database, run `make migrate`"
 NO_ROOM_FOR_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 

@@ -63,9 +63,7 @@ def rotate_key(imported: bool) -> None:
     with _transaction("masker") as cursor:
         declared = _kinds(cursor)
     if not declared:
-        raise click.ClickException(
-            "masking.keys is empty: restore it from a backup. `make migrate` makes new keys, whose tokens are others."
-        )
+        raise click.ClickException(f"masking.keys is empty: {errors.RESTORE_KEYS}.")
     new_keys = _read_keys(sys.stdin or io.StringIO(), declared) if imported else None
     with _transaction("masker") as cursor:
         cursor.execute("lock table masking.keys in share row exclusive mode")  # of two at once, one makes keys

@@ -289,7 +289,7 @@ DRIFT = {
         "log_statement is all for analyst_user in this database",
     ),
     "old-keys": ("update masking.keys set created_at = now() - interval '500 days'", "500 days old"),
-    "no-keys": ("truncate masking.keys", "there is no masking key"),
+    "no-keys": ("truncate masking.keys", "masking.keys is empty"),
     "rotation-open": (
         "grant execute on function masking.carried_over to transformer",
         "a rotation is open",

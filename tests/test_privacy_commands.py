@@ -67,7 +67,7 @@ def test_there_are_no_keys(database):
     as_superuser(database, "delete from masking.keys returning 1")
     done = privacy(database, "rotate-key")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert done.stderr.startswith("Error: masking.keys is empty: restore it from a backup.")
+    assert done.stderr.startswith("Error: masking.keys is empty: restore it from a backup; ")
 
 
 def test_no_command_waits_for_a_lock_without_end(database):

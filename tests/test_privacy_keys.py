@@ -281,6 +281,15 @@ def test_a_missing_key_is_an_error_and_no_null(database):
         as_superuser(database, "select masked_device_id from masking.stg_sqs__messages")
 
 
+def test_keys_that_are_lost_are_not_made_anew(database):
+    """New ones, as version 1 again, would make other tokens of the same values, in silence."""
+    superuser(database, "truncate masking.keys")
+    migrated = run_migrations(database.env("migrator"))
+    assert migrated.returncode == 5
+    assert "masking.keys is empty: restore it from a backup" in migrated.stdout + migrated.stderr
+    assert as_superuser(database, "select count(*) from masking.keys") == [(0,)]
+
+
 def test_no_token_is_made_outside_a_rotation(database):
     """Neither is one inside it for anything that is not a token."""
     rotate(database, ("add",))
