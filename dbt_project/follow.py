@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent
@@ -111,10 +111,11 @@ class Dbt:
 
 
 def say(event) -> None:
-    """Prints what dbt reports as an error."""
+    """Prints what dbt reports as an error. Where that fails, dbt would wait forever for its thread that reports."""
     if event.info.level == "error":
-        print(event.info.msg, flush=True)
+        with suppress(OSError):
+            print(event.info.msg, flush=True)
 
 
 if __name__ == "__main__":
-    main(prog_name="python dbt_project/follow.py")
+    errors.run(main, "python dbt_project/follow.py")

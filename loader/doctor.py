@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from loader.aws import redrive_policy
-from loader.errors import LoaderError, SequenceBehind
+from loader.errors import RESTORE_KEYS, LoaderError, SequenceBehind
 from loader.land import Away, Database, Refused, insert, made_up
 from loader.sqs import Queue
 from loader.status import ENOUGH_RECEIVES, age_of_oldest, dead_letter_trouble, dead_letters, span
@@ -126,5 +126,5 @@ def keys(cursor) -> Check:
     cursor.execute(KEYS)
     [size] = cursor.fetchone()
     if not size:
-        return Check("masking key", False, "masking.keys is missing or empty: run `make migrate` as migrator")
+        return Check("masking key", False, f"masking.keys is missing or empty: {RESTORE_KEYS}")
     return Check("masking key", True, "masking.keys is not empty; the loader may see no more of it")

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import click
 
+RESTORE_KEYS = "restore it from a backup; in a new database, run `make migrate`"
 NO_ROOM_FOR_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -162,10 +163,31 @@ class SequenceBehind(LoaderError):
     exit_status, meaning = 20, "the sequence raw.load_id_seq is behind raw.loads (after a restore)"
 
 
+class Log:
+    """Standard error. A log that nobody reads any more, or a full disk, changes nothing about how a program ends."""
+
+    def __init__(self, stream: IO[str]):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
+
+
 def run(program: click.Command, name: str, **options: Any) -> None:
     """Runs a program. It ends with a sentence as well where nothing more can be written to standard output."""
     with suppress(AttributeError):  # closed, or replaced
         sys.stdout.reconfigure(errors="backslashreplace")  # what its encoding lacks; stderr does so by itself
+    if not sys.stderr:  # closed: click would fail
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    sys.stderr = Log(sys.stderr)
     try:
         program(prog_name=name, **options)
     except OSError as error:

@@ -74,12 +74,9 @@ class Report:
         self.write(("\r\033[K" if self.progress else "") + line + "\n")
 
     def write(self, text: str) -> None:
-        """In one piece: standard error may be unbuffered, and threads write at the same time.
-
-        A log that nobody takes any more, or a full disk, is no reason to stop.
-        """
+        """In one piece: standard error may be unbuffered, and threads write at the same time."""
         if sys.stderr:
-            with self.writing, suppress(OSError):
+            with self.writing:
                 sys.stderr.write(text)
                 sys.stderr.flush()
 

@@ -109,11 +109,14 @@ def create_login(name: str, role: str) -> None:
     one_login = {"LOGIN_NAME": name, "LOGIN_ROLE": role, "LOGIN_PASSWORD": secret}
     settings.write(file, connection | {"PGUSER": name, "PGPASSWORD": secret})
     problem: str | int = "psql is not on this machine: apt install postgresql-client"
-    with contextlib.suppress(OSError):
-        status = subprocess.run(psql, env=environment | one_login, stdout=sys.stderr).returncode
-        problem = status and f"{name} was not created; PostgreSQL's reason is above."
+    try:
+        with contextlib.suppress(OSError):
+            status = subprocess.run(psql, env=environment | one_login, stdout=sys.stderr).returncode
+            problem = status and f"{name} was not created; PostgreSQL's reason is above."
+    finally:
+        if problem:  # or interrupted: the next one writes the file with a new password
+            file.unlink()
     if problem:
-        file.unlink()
         raise StackError(str(problem))
     click.echo(f"Login {name} is in the role {role}. Its settings are in {file}: hand it over safely.")
 

@@ -63,9 +63,7 @@ def rotate_key(imported: bool) -> None:
     with _transaction("masker") as cursor:
         declared = _kinds(cursor)
     if not declared:
-        raise click.ClickException(
-            "masking.keys is empty: restore it from a backup. `make migrate` makes new keys, whose tokens are others."
-        )
+        raise click.ClickException(f"masking.keys is empty: {errors.RESTORE_KEYS}.")
     new_keys = _read_keys(sys.stdin or io.StringIO(), declared) if imported else None
     with _transaction("masker") as cursor:
         cursor.execute("lock table masking.keys in share row exclusive mode")  # of two at once, one makes keys
@@ -85,7 +83,7 @@ def rotate_key(imported: bool) -> None:
                 (version, kinds),
             )
         else:
-            if version == 2 and _nothing_masked_yet(cursor):
+            if _nothing_masked_yet(cursor):
                 cursor.execute("delete from masking.keys")
                 version = 1
             _import(cursor, version, new_keys)
@@ -316,7 +314,7 @@ def _read_keys(source: TextIO, kinds: list[str]) -> dict[str, str]:
         typed = source.isatty()
         given = "" if typed else source.read().lstrip("\ufeff")
         lines = [f"{kind} {getpass(f'{kind}: ')}" for kind in kinds] if typed else given.split("\n")
-    except UnicodeDecodeError:  # bytes in place of digits
+    except (UnicodeDecodeError, OSError):  # bytes in place of digits, or what cannot be read
         lines = []
     words = [line.split() for line in lines if line.strip()]
     if sorted(line[0] for line in words) != sorted(kinds) or not all(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from psycopg2.extensions import cursor as Cursor
 
-from loader import postgres
+from loader import errors, postgres
 
 CONTRACT = Path(__file__).with_name("contract.txt")
 MIGRATE = "run `make migrate`, which makes functions, triggers and their grants what the project says"
@@ -545,7 +545,7 @@ def ages(cursor: Cursor, max_key_age_days: int) -> Iterator[Item]:
     cursor.execute(AGES)
     key_age, rotated, purged, erased, audited, is_open, sequence, newest = cursor.fetchone()
     if key_age is None:
-        yield Item("keys", False, "there is no masking key", "run `make migrate`")
+        yield Item("keys", False, "masking.keys is empty", errors.RESTORE_KEYS)
     else:
         yield Item("keys", key_age.days <= max_key_age_days, f"{key_age.days} days old", "run `make rotate-key`")
     yield Item("keys", not is_open, f"a rotation is {'open' if is_open else 'not open'}", "run `make rotate-key` again")

@@ -298,7 +298,7 @@ DRIFT = {
         "the project does not have: event trigger of_nobodys executes x.f()",
     ),
     "old-keys": ("update masking.keys set created_at = now() - interval '500 days'", "500 days old"),
-    "no-keys": ("truncate masking.keys", "there is no masking key"),
+    "no-keys": ("truncate masking.keys", "masking.keys is empty"),
     "rotation-open": (
         "grant execute on function masking.carried_over to transformer",
         "a rotation is open",

@@ -4,6 +4,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -144,3 +145,12 @@ def test_a_follower_says_why_dbt_fails_and_gives_up(database):
     assert done.returncode == 1
     assert "make migrate" in done.stdout
     assert done.stderr.splitlines()[-1] == "Error: dbt has failed for 0 s; what it said is above."
+
+
+def test_a_follower_ends_though_nobody_can_read_why_dbt_fails(database):
+    dbt(database, "run")
+    query(database, "drop view masking.stg_sqs__messages cascade; select true", login=SUPERUSER)
+    program = [sys.executable, DBT_PROJECT / "follow.py", "--give-up-after", "0", "--target", "test"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(program, cwd=ROOT, env=database.env("transformer_user"), stdout=full, timeout=120)
+    assert done.returncode == 1

@@ -302,7 +302,7 @@ SICK = {
     "one-receive-only": (arrange_one_receive, "dead-letter queue", "set 5 in the RedrivePolicy"),
     "dead-letters": (arrange_dead_letters, "dead-letter queue", "holds 2 messages: fix what stopped them"),
     "slow-landing": (arrange_slow_landing, "visibility timeout", "raise VisibilityTimeout to 2 at least"),
-    "no-keys": (arrange_no_keys, "masking key", "run `make migrate` as migrator"),
+    "no-keys": (arrange_no_keys, "masking key", "restore it from a backup; in a new database, run `make migrate`"),
     "no-database": (arrange_no_database, "database", "Check PGHOST, PGPORT"),
     "not-migrated": (arrange_not_migrated, "database", "Run `make migrate` as migrator"),
     "no-grant": (arrange_no_grant, "database", "Grant the role loader to this login"),

@@ -246,3 +246,14 @@ def test_servers_of_ones_own_are_reached_where_somebody_else_has_a_local_stack(t
     environment = os.environ | server | {"LOCAL_STATE": str(tmp_path / "state")}
     done = subprocess.run([*command, "echo $PGHOST"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("db.example.com\n", "")
+
+
+def test_a_login_whose_creation_is_interrupted_leaves_no_password_behind(tmp_path):
+    (tmp_path / "psql").write_text("#!/bin/sh\nkill -INT $PPID\nsleep 1\n")
+    (tmp_path / "psql").chmod(0o755)
+    (tmp_path / "own.env").write_text("PGHOST=localhost\nPOSTGRES_PASSWORD=x\n")
+    settings = {"ENV_FILE": "own.env", "PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "local", "login", "ada"]
+    done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "\nAborted!\n")
+    assert not (tmp_path / "ada.env").exists()

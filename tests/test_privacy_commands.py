@@ -67,7 +67,7 @@ def test_there_are_no_keys(database):
     as_superuser(database, "delete from masking.keys returning 1")
     done = privacy(database, "rotate-key")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert done.stderr.startswith("Error: masking.keys is empty: restore it from a backup.")
+    assert done.stderr.startswith("Error: masking.keys is empty: restore it from a backup; ")
 
 
 def test_no_command_waits_for_a_lock_without_end(database):
@@ -171,6 +171,14 @@ def test_output_that_cannot_be_written_is_one_sentence(database, login, program)
     shell = ["bash", "-c", f"{sys.executable} -m {program} > /dev/full"]
     done = subprocess.run(shell, cwd=ROOT, env=database.env(login), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "Standard output cannot be written: No space left on device.\n")
+
+
+@pytest.mark.parametrize("where", ["2> /dev/full", "2>&-", "2> >(exec 0<&-)", "2< /dev/null"])
+@pytest.mark.parametrize(("command", "status"), [("close-rotation", 3), ("reveal", 2)])
+def test_an_error_that_nobody_can_read_has_its_exit_status(database, where, command, status):
+    shell = ["bash", "-c", f"{sys.executable} -m privacy {command} {where}"]
+    done = subprocess.run(shell, cwd=ROOT, env=database.env("migrator") | {"PGPORT": "1"}, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (status, b"")
 
 
 # A command, the login, what the environment has otherwise; the exit status, how the sentence begins and its remedy.

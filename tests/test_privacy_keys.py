@@ -110,6 +110,17 @@ def test_tokens_are_carried_over_when_raw_is_gone_and_stay_joinable(database):
         assert set(rows) == expected
 
 
+def test_until_something_has_landed_imported_keys_are_the_first(database):
+    """Also after a rotation that somebody tried out: another pipeline with these keys is to have the same tokens."""
+    dbt(database, "run")
+    rotate(database)
+    assert rotate(database, typed=FIRST) == "Key 1 is imported.\n"
+    land(database, [login(1)])
+    dbt(database, "run")
+    masked = query(database, "select masked_ip, masked_device_id, mask_key_version from analytics.user_logins")
+    assert masked == [(token("198.51.100.0", "ab" * 32), token("d0", "cd" * 32), 1)]
+
+
 def test_no_statistic_holds_a_token_of_the_old_key(database):
     """Analysts can read the statistics of what they can read, and a stolen key reverts what is there."""
     if nodes(database.stack)[1:]:
@@ -175,6 +186,16 @@ def test_of_two_rotations_at_once_one_makes_keys(database):
         holder.rollback()
         said = sorted(each.result().stdout for each in both)
     assert said == ["Continuing the rotation to key 2.\n", "Key 2 is made.\n"]
+
+
+def test_a_rotation_that_another_has_ended_has_nothing_to_carry_over(database):
+    """An error would have whoever sees it begin one more."""
+    land(database, [login(1)])
+    dbt(database, "run")
+    rotate(database)
+    dbt(database, "run-operation", "carry_tokens_over")
+    assert privacy(database, "close-rotation").stdout == "The rotation to key 2 is finished.\n"
+    assert versions(database) == {table: [2] for table in TABLES}
 
 
 def test_an_erasure_during_a_rotation_leaves_no_original(database, tmp_path):
@@ -260,6 +281,15 @@ def test_a_missing_key_is_an_error_and_no_null(database):
         as_superuser(database, "select masked_device_id from masking.stg_sqs__messages")
 
 
+def test_keys_that_are_lost_are_not_made_anew(database):
+    """New ones, as version 1 again, would make other tokens of the same values, in silence."""
+    superuser(database, "truncate masking.keys")
+    migrated = run_migrations(database.env("migrator"))
+    assert migrated.returncode == 5
+    assert "masking.keys is empty: restore it from a backup" in migrated.stdout + migrated.stderr
+    assert as_superuser(database, "select count(*) from masking.keys") == [(0,)]
+
+
 def test_no_token_is_made_outside_a_rotation(database):
     """Neither is one inside it for anything that is not a token."""
     rotate(database, ("add",))
@@ -303,7 +333,14 @@ def test_two_kinds_have_two_keys(database, typed):
     assert as_superuser(database, "select distinct origin from masking.keys") == [("generated",)]
 
 
-@pytest.mark.parametrize("shell", [r"printf 'ip \xff\xfe' | {}", "{} <&-"], ids=["bytes", "closed"])
+@pytest.mark.parametrize(
+    "shell",
+    [
+        pytest.param(r"printf 'ip \xff\xfe' | {}", id="bytes"),
+        pytest.param("{} <&-", id="closed"),
+        pytest.param("{} 0>/dev/null", id="for-writing"),
+    ],
+)
 def test_what_is_no_text_is_no_key(database, shell):
     """As when a step is missing that makes digits of a key."""
     command = shlex.join([sys.executable, "-m", "privacy", "rotate-key", "--import"])

@@ -43,7 +43,11 @@
     {%- for table, columns in tables -%}
         {%- do run_query("lock table " ~ table ~ " in share row exclusive mode") -%}
     {%- endfor -%}
-    {%- for table, columns in tables -%}
+    {%- set is_open = scalar("select rotation_is_open from " ~ source('raw', 'pipeline_state')) -%}
+    {%- if not is_open -%}  {#- another `make rotate-key` has done it, and waits for these locks before it ends one -#}
+        {%- do log('No key rotation is open: there is nothing to carry over.', info=true) -%}
+    {%- endif -%}
+    {%- for table, columns in tables if is_open -%}
         {%- set new_values = {'mask_key_version': version} -%}
         {%- for column in columns if column in kinds -%}
             {%- do new_values.update({column: "masking.carried_over('" ~ kinds[column] ~ "', " ~ column ~ ', mask_key_version)'}) -%}

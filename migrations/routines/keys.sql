@@ -63,16 +63,21 @@ revoke execute on function masking.carried_over(text, text, integer) from public
 grant execute on function masking.carried_over(text, text, integer) to pipeline_owner;
 
 -- A kind without any key gets one for each version, so that all kinds are rotated together. A kind that has lost a key
--- gets none: its values would have other tokens than before, in silence.
+-- gets none: its values would have other tokens than before, in silence. So would those of all kinds where a boundary
+-- is deployed, which has always had keys.
 create or replace function masking.ensure_keys(kinds text[]) returns void
-language sql
-begin atomic
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if to_regclass('masking.base_sqs__messages') is not null and not exists (select from masking.keys) then
+        raise exception 'masking.keys is empty: restore it from a backup, as new keys would make other tokens'
+            using hint = 'See deploy/README.md, Restore.';
+    end if;
     insert into masking.keys (kind, version, key)
     select kind, version, extensions.gen_random_bytes(32)
     from unnest(kinds) as kind
     cross join generate_series(1, coalesce((select max(version) from masking.keys), 1)) as version
     where kind not in (select keys.kind from masking.keys);
-end;
+end $$;
 
 -- For masker, after it has added the new keys, in the same transaction.
 create or replace function masking.open_rotation() returns void
