@@ -161,11 +161,16 @@ return case
     end
 end;
 
--- Whether an object has these names not itself, but in one of its members, or in JSON that is the text of one.
+-- Whether an object has these names not itself, but in one of its members, or in JSON that is the text of one. No
+-- envelope has a hundred members, and to look into a hundred thousand would take long.
 create or replace function masking.is_around(found jsonb, names text[]) returns boolean
 language sql immutable parallel safe
 return jsonb_typeof(found) = 'object' and not found ?| names and exists (
-    select from jsonb_each(case when jsonb_typeof(found) = 'object' then found else '{}' end) as each (name, member)
+    select from (
+        select member
+        from jsonb_each(case when jsonb_typeof(found) = 'object' then found else '{}' end) as each (name, member)
+        limit 100
+    ) as members
     where case jsonb_typeof(member) when 'string' then masking.parse_json(member #>> '{}') else member end ?& names
 );
 
