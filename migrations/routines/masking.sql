@@ -166,12 +166,13 @@ end;
 create or replace function masking.is_around(found jsonb, names text[]) returns boolean
 language sql immutable parallel safe
 return jsonb_typeof(found) = 'object' and not found ?| names and exists (
-    select from (
-        select member
-        from jsonb_each(case when jsonb_typeof(found) = 'object' then found else '{}' end) as each (name, member)
-        limit 100
-    ) as members
-    where case jsonb_typeof(member) when 'string' then masking.parse_json(member #>> '{}') else member end ?& names
+    select from jsonb_each(case when jsonb_typeof(found) = 'object' then found else '{}' end)
+    with ordinality as each (name, member, place)
+    where case
+        when place > 100 then false
+        when jsonb_typeof(member) = 'string' then masking.parse_json(member #>> '{}') ?& names
+        else member ?& names
+    end
 );
 
 -- An ISO 8601 time with its offset, or null.
