@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import boto3
@@ -13,7 +14,7 @@ import pytest
 
 from local.processes import free_port, wait
 from local.stack import answers
-from tests.conftest import NUMBERS, ROOT, Database
+from tests.conftest import ROOT, Database
 from tests.loading import Loading, until
 from tests.test_lambda import received, running, settle
 
@@ -25,6 +26,7 @@ GAPS = {
     "!Ref Loaders": "1",
 }
 HOST = "127.0.0.1"
+ACCOUNTS = count(1)
 # A stack's queue has a name of its own in AWS. Its messages land under the one that the event is declared with.
 DECLARED = "login-queue"
 
@@ -126,7 +128,7 @@ def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 @pytest.fixture
 def aws(ministack: int) -> Aws:
     """An account of the test's own."""
-    return Aws(ministack, f"{next(NUMBERS):012}")
+    return Aws(ministack, f"{next(ACCOUNTS):012}")
 
 
 def send(aws: Aws, url: str, messages: int) -> None:
