@@ -253,7 +253,8 @@ def test_a_login_whose_creation_is_interrupted_leaves_no_password_behind(tmp_pat
     (tmp_path / "psql").chmod(0o755)
     (tmp_path / "own.env").write_text("PGHOST=localhost\nPOSTGRES_PASSWORD=x\n")
     settings = {"ENV_FILE": "own.env", "PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "local", "login", "ada"]
+    # a job in the background of a shell, which these tests may be, ignores it
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "local", "login", "ada"]
     done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "\nAborted!\n")
     assert not (tmp_path / "ada.env").exists()
