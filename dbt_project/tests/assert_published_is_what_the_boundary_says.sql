@@ -1,5 +1,5 @@
 -- What is published of each message is what staging has of it, and of each that is still in raw, what the boundary says:
--- tokens, open values and whose it is. (Not of rejected ones: the boundary may accept one by now, staging not yet.)
+-- tokens and open values alike. (Rejected ones by staging alone: the boundary may accept one by now, staging not yet.)
 {{ config(tags=['full_scan']) }}
 {%- set taken = ref('int_messages__masked') %}
 
@@ -22,7 +22,6 @@ inner join {{ relation }} as said on published.message_id = said.message_id
 where
     said.reason is not null
     or said.event_type <> '{{ event }}'
-    or said.subject is distinct from said.{{ it.subject }}
     {%- for column in columns_of(it.model) if column in declared_columns() + ['mask_key_version', 'load_id', 'sent_at'] %}
     or published.{{ column }} is distinct from said.{{ column }}
     {%- endfor %}
