@@ -229,7 +229,7 @@ def pipeline_rows(seen: dict | None) -> Iterator[Row]:
     yield "In 24 hours", "", ""
     yield "Received", f"{seen['received']:,}", "from SQS"
     yield "Landed", f"{seen['landed']:,}", f"in raw.sqs_messages; {seen['duplicates']:,} duplicates"
-    yield "Accepted", f"{seen['accepted']:,}", "in analytics.user_logins"
+    yield "Accepted", f"{seen['accepted']:,}", "in analytics, in the event type's table"
     yield "Rejected", f"{seen['rejected']:,}", "in analytics.rejected_messages"
     reasons = sorted(seen["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
     for text in textwrap.wrap(", ".join(f"{number:,}\N{NO-BREAK SPACE}{reason}" for reason, number in reasons), 72):

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from loader import errors, postgres
 from loader.status import span
-from loader.text import visible
+from loader.text import shows, visible
 from report import charts
 from report.read import LIMITS, Subject, read
 
@@ -124,10 +124,10 @@ def queries(subject: Subject) -> list[tuple[str, str]]:
 
 def literal(text: str) -> str:
     """A text in SQL. What does not show is written as an escape, so that what is copied is what is seen."""
-    if text.isprintable() and "\\" not in text:
+    if all(map(shows, text)) and "\\" not in text:
         return "'" + text.replace("'", "''") + "'"
     escaped = text.replace("\\", "\\\\").replace("'", "''")
-    return "E'" + "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in escaped) + "'"
+    return "E'" + "".join(each if shows(each) else f"\\U{ord(each):08x}" for each in escaped) + "'"
 
 
 def short(text: str, columns: int) -> str:

@@ -95,7 +95,22 @@ DEFECTS = {
         select message_id, 'q', load_id, 'not_json' from analytics.user_logins where message_id = 'm1';
         delete from analytics.user_logins where message_id = 'm2'
         """,
-        {"assert_each_message_has_one_outcome"},
+        {"assert_each_message_has_one_outcome", "assert_published_is_what_the_boundary_says"},
+    ),
+    "rejected-for-another-reason": (
+        "transformer",
+        "update analytics.rejected_messages set reason = '192.0.2.1' where message_id = 'm20'",
+        {"assert_published_is_what_the_boundary_says"},
+    ),
+    "rejected-in-another-load": (
+        "transformer",
+        "update analytics.rejected_messages set load_id = load_id + 1 where message_id = 'm20'",
+        {"assert_published_is_what_the_boundary_says"},
+    ),
+    "plain-address-in-staging-alone": (  # which a full refresh publishes, once raw is purged
+        "transformer",
+        "update staging.int_messages__masked set masked_ip = '192.0.2.1' where message_id = 'm1'",
+        {"assert_published_is_what_the_boundary_says"},
     ),
     "lost-from-raw": (
         "pipeline_owner",

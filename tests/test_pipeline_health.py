@@ -49,6 +49,17 @@ def test_what_dbt_has_not_taken_waits(cursor):
     assert health(cursor, "landed_to_analytics = interval '1 hour'") == (True,)
 
 
+def test_what_is_erased_before_dbt_takes_it_is_erased_and_does_not_wait(cursor):
+    cursor.execute("insert into raw.loads (queue, received, landed, duplicates) values ('login-queue', 3, 3, 0)")
+    cursor.execute(
+        "insert into privacy.erased_messages (message_id, load_id, erasure)"
+        " select 'gone' || n, (select max(load_id) from raw.loads), privacy.record('person erased')"
+        " from generate_series(1, 2) as n"
+    )
+    columns = "landed, accepted, rejected, erased, untransformed, unaccounted"
+    assert health(cursor, columns) == (7, 2, 2, 2, 1, 0)
+
+
 def test_an_open_rotation_is_seen(cursor):
     assert health(cursor, "rotation_is_open") == (False,)
     cursor.execute("grant execute on function masking.carried_over to transformer")

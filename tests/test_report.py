@@ -29,7 +29,8 @@ HOSTILE = {
     "locale": "</table>\u202e\x07<script>1",
     "device_id": "hostile-device",
 }
-HOSTILE_USERS = [f"</code><script>alert({n})</script>'\"\\../\u202e\x07\x85" for n in range(9)]
+INVISIBLE = "\u034f\u115f\u2800\u3164\ufe0f\uffa0\U000e0100"  # letters and marks, as Unicode sorts them
+HOSTILE_USERS = [f"</code><script>alert({n})</script>'\"\\../\u202e  \x07\x85{INVISIBLE}" for n in range(9)]
 # Three months of days, with a gap, the day a matter of the message alone.
 SPREAD = """
     update raw.sqs_messages set sent_at = timestamptz '2026-11-21 12:00+00'
@@ -291,6 +292,10 @@ def test_nothing_plain_is_in_it(everything):
     assert [value for value in values if value.lower() in everything.lower()] == []
 
 
+def test_two_ids_that_are_not_the_same_do_not_look_the_same(everything):
+    assert [hex(ord(letter)) for letter in INVISIBLE if letter in everything] == []
+
+
 class Tags(HTMLParser):
     """The elements of a page, and their attributes."""
 
@@ -396,7 +401,7 @@ def test_nothing_from_apps_is_live_markup(site, page):
     [file] = [file for file, key, _ in listed(page, "cluster") if "script" in key]
     with Browser(site / file) as browser:
         assert browser.evaluate("document.querySelectorAll('script, img, iframe, object, embed, form').length") == 0
-        shown = browser.evaluate("[...document.querySelectorAll('#users .user-id')].map(each => each.textContent)")
+        shown = browser.evaluate("[...document.querySelectorAll('#users .user-id')].map(each => each.innerText)")
         assert sorted(shown) == sorted(map(visible, HOSTILE_USERS))
 
 

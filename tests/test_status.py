@@ -70,7 +70,7 @@ def test_all_is_well(ask, built, queue):
 def test_the_screen_says_the_same(ask):
     answer = ask()
     assert answer.exit_code == WELL
-    assert "Accepted             2   in analytics.user_logins" in answer.stdout
+    assert "Accepted             2   in analytics, in the event type's table" in answer.stdout
     assert "1 not_an_object, 1 not_json" in answer.stdout
     assert "Missing              0   since 4 = 2 accepted + 2 rejected + 0 erased + 0 for dbt" in answer.stdout
     assert answer.stdout.endswith("All is well.\n")
@@ -223,6 +223,8 @@ def test_a_queue_that_nobody_empties_needs_a_person(waiting, oldest, newest_load
         pytest.param({"rejected": 2}, False, id="as-ever"),
         pytest.param({"rejected": 10}, True, id="ten-times-as-many"),
         pytest.param({"rejected": 10, "rejected_week_before": 70}, False, id="always-so-many"),
+        pytest.param({"accepted": 95, "rejected": 5, "rejected_week_before": 0}, False, id="not-more-than-5-percent"),
+        pytest.param({"accepted": 94, "rejected": 5, "rejected_week_before": 0}, True, id="more-than-5-percent"),
         pytest.param({"accepted": 3, "rejected": 3}, False, id="too-few-to-tell"),
         pytest.param({"rejected": 90, "landed_week_before": 0}, True, id="half-of-the-first-day"),
         pytest.param({"rejected": 10, "landed_week_before": 0}, False, id="a-tenth-of-the-first-day"),

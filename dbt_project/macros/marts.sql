@@ -112,7 +112,9 @@ select * from counted
    logged_in_at as the declaration leaves open. #}
 {% macro users_in(days) -%}
     {%- set open = {'second': 1, 'minute': 60, 'hour': 3600, 'day': 86400}[declared_event('logins').shown_to_the] -%}
-    count(distinct user_id) filter (where logged_in_at > now() - interval '{{ 86400 * days + open }} seconds')
+    count(distinct user_id) filter (
+        where logged_in_at > now() - interval '{{ 86400 * days + open }} seconds' and logged_in_at <= now()
+    )
 {%- endmacro %}
 
 

@@ -15,7 +15,7 @@ create or replace function analytics.rejections_jumped(
 ) returns boolean
 language sql immutable strict parallel safe
 return accepted + rejected >= 20
-    and rejected >= 0.05 * (accepted + rejected)
+    and rejected > 0.05 * (accepted + rejected)
     and rejected > 3 * (accepted + rejected)
         * coalesce(rejected_week_before / nullif(landed_week_before, 0)::numeric, 0.1);
 comment on function analytics.rejections_jumped(bigint, bigint, bigint, bigint) is

@@ -189,7 +189,7 @@ of_one_day as (
         sum(by_load.duplicates) as duplicates,
         sum(by_load.accepted) as accepted,
         sum(by_load.rejected) as rejected,
-        sum(by_load.erased) filter (where by_load.is_taken) as erased,
+        sum(by_load.erased) as erased,
         sum(by_load.landed - by_load.erased) filter (where by_load.is_taken) as taken
     from by_load
     inner join first_load on by_load.load_id >= first_load.first_load_id
