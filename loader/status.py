@@ -224,7 +224,8 @@ def pipeline_rows(seen: dict | None) -> Iterator[Row]:
         yield "", f"{each['landed']:,}", f"landed from {name} in 24 hours; {each['untransformed']:,} waiting for dbt"
 
     ends = {name: seen[name] for name in ("accepted", "rejected", "erased")}
-    ends["for dbt"] = seen["landed"] - sum(ends.values()) - seen["unaccounted"]
+    # dbt takes loads in order: what waits is of this day, or all of this day waits
+    ends["for dbt"] = min(seen["untransformed"], seen["landed"] - seen["erased"])
     yield "", "", ""
     yield "In 24 hours", "", ""
     yield "Received", f"{seen['received']:,}", "from SQS"
@@ -237,7 +238,9 @@ def pipeline_rows(seen: dict | None) -> Iterator[Row]:
     yield "Erased", f"{seen['erased']:,}", "on request"
     became = " + ".join(f"{number:,} {name}" for name, number in ends.items())
     missing = seen["unaccounted"]
-    yield "Missing", f"{missing:,}", f"since {seen['landed']:,} = {became}" + (f" + {missing:,}" if missing else "")
+    too_many = sum(ends.values()) + missing - seen["landed"]  # in other loads than those that miss some
+    balance = f"{became}{f' + {missing:,}' if missing else ''}{f' - {too_many:,} too many' if too_many else ''}"
+    yield "Missing", f"{missing:,}", f"since {seen['landed']:,} = {balance}"
 
 
 def since_last_load(seen: dict, queue: str | None = None) -> timedelta | None:

@@ -177,6 +177,13 @@ def test_the_pipeline_may_need_a_person(ask, built, change, sentence, monkeypatc
     assert answer.stdout.endswith(sentence + "\n")
 
 
+def test_the_balance_adds_up_where_one_load_has_a_row_too_many_and_another_one_too_few(built):
+    with closing(built.connect("analyst_user")) as connection:
+        seen = status.health_of(connection.cursor(cursor_factory=RealDictCursor))
+    [*_, last] = status.pipeline_rows(seen | {"accepted": 1, "erased": 1, "unaccounted": 1})
+    assert last == ("Missing", "1", "since 4 = 1 accepted + 2 rejected + 1 erased + 0 for dbt + 1 - 1 too many")
+
+
 NOW = datetime(2026, 11, 21, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)
 
