@@ -57,7 +57,11 @@ end $$;
 create or replace function privacy.require_newest_key(version integer) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    if version <> masking.key_version() then
+    if version > masking.key_version() then  -- as after a restore of an older masking.keys than of dbt's tables
+        raise exception 'there are tokens of key %, and masking.keys ends with key %: restore it from a newer backup',
+            version, masking.key_version()
+            using hint = 'A new key would give equal values other tokens. See deploy/README.md, Restore.';
+    elsif version <> masking.key_version() then
         raise exception 'a key rotation is under way: finish it with `make rotate-key`';
     end if;
 end $$;
