@@ -36,7 +36,7 @@ PIPELINE = """
 QUEUES = """
     select
         queue, newest_load_at, landed_to_analytics, untransformed, received, landed, duplicates, accepted, rejected,
-        erased, unaccounted, rejections_jumped
+        erased, unaccounted, landed_week_before, rejections_jumped
     from analytics.queue_health order by queue
 """
 
@@ -181,8 +181,22 @@ UNKNOWN = "?"
 def screen(status: Status) -> str:
     rows = [*queue_rows(status.queue), *dead_letter_rows(status.dead_letters), *pipeline_rows(status.pipeline)]
     lines = [f"{what:<13}{figure:>9}   {note}".rstrip() for what, figure, note in rows]
-    said = [click.style(each, fg="red") for each in status.attention] or [click.style("All is well.", fg="green")]
+    said = [click.style(each, fg="red") for each in status.attention] or [click.style(all_is_well(status), fg="green")]
     return "\n".join([*lines, "", *said])
+
+
+def all_is_well(status: Status) -> str:
+    looked_at = status.queue["name"]
+    others = ", ".join(name for name in live_queues(status.pipeline) if name != looked_at)
+    if others:
+        return f"All is well on {looked_at} and in the database. Not looked at in SQS: {others} (--queue-name)."
+    return "All is well."
+
+
+def live_queues(seen: dict) -> dict[str, dict]:
+    """From which something has landed in eight days: not a former one that is still declared."""
+    counts = ("received", "untransformed", "landed_week_before")
+    return {name: each for name, each in seen.get("queues", {}).items() if any(each[count] for count in counts)}
 
 
 def queue_rows(queue: dict | None) -> Iterator[Row]:
@@ -219,7 +233,7 @@ def pipeline_rows(seen: dict | None) -> Iterator[Row]:
     yield "For dbt", f"{seen['untransformed']:,}", waiting
     yield "Key", str(seen["mask_key_version"] or "none"), "version in use"
 
-    queues = {name: each for name, each in seen.get("queues", {}).items() if each["received"] or each["untransformed"]}
+    queues = live_queues(seen)
     for name, each in queues.items() if len(queues) > 1 else ():
         yield "", f"{each['landed']:,}", f"landed from {name} in 24 hours; {each['untransformed']:,} waiting for dbt"
 
@@ -230,7 +244,7 @@ def pipeline_rows(seen: dict | None) -> Iterator[Row]:
     yield "In 24 hours", "", ""
     yield "Received", f"{seen['received']:,}", "from SQS"
     yield "Landed", f"{seen['landed']:,}", f"in raw.sqs_messages; {seen['duplicates']:,} duplicates"
-    yield "Accepted", f"{seen['accepted']:,}", "in analytics.user_logins"
+    yield "Accepted", f"{seen['accepted']:,}", "in analytics, masked"
     yield "Rejected", f"{seen['rejected']:,}", "in analytics.rejected_messages"
     reasons = sorted(seen["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
     for text in textwrap.wrap(", ".join(f"{number:,}\N{NO-BREAK SPACE}{reason}" for reason, number in reasons), 72):
