@@ -16,6 +16,10 @@ PYTHON ?= $(or $(shell for each in python3 python3.13 python3.12 python3.11 pyth
 # not ?=, because make itself sets AS, the assembler
 AS = analyst_user
 
+# What people type is passed on as it is: make would take $b in USER_ID='a$b' for a variable, and another person be erased.
+$(foreach each,USER_ID REASON TOKEN REQUEST KEEP_DAYS NAME ROLE,$(if $(value $(each)),\
+    $(eval override export $(each) := $$(value $(each)))))
+
 BIN := .venv/bin
 LINT := .venv/lint/bin
 LOCAL := $(BIN)/python -m local

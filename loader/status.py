@@ -36,7 +36,7 @@ PIPELINE = """
 QUEUES = """
     select
         queue, newest_load_at, landed_to_analytics, untransformed, received, landed, duplicates, accepted, rejected,
-        erased, unaccounted, rejections_jumped
+        erased, unaccounted, landed_week_before, rejections_jumped
     from analytics.queue_health order by queue
 """
 
@@ -181,8 +181,22 @@ UNKNOWN = "?"
 def screen(status: Status) -> str:
     rows = [*queue_rows(status.queue), *dead_letter_rows(status.dead_letters), *pipeline_rows(status.pipeline)]
     lines = [f"{what:<13}{figure:>9}   {note}".rstrip() for what, figure, note in rows]
-    said = [click.style(each, fg="red") for each in status.attention] or [click.style("All is well.", fg="green")]
+    said = [click.style(each, fg="red") for each in status.attention] or [click.style(all_is_well(status), fg="green")]
     return "\n".join([*lines, "", *said])
+
+
+def all_is_well(status: Status) -> str:
+    looked_at = status.queue["name"]
+    others = ", ".join(name for name in live_queues(status.pipeline) if name != looked_at)
+    if others:
+        return f"All is well on {looked_at} and in the database. Not looked at in SQS: {others} (--queue-name)."
+    return "All is well."
+
+
+def live_queues(seen: dict) -> dict[str, dict]:
+    """From which something has landed in eight days: not a former one that is still declared."""
+    counts = ("received", "untransformed", "landed_week_before")
+    return {name: each for name, each in seen.get("queues", {}).items() if any(each[count] for count in counts)}
 
 
 def queue_rows(queue: dict | None) -> Iterator[Row]:
@@ -219,17 +233,18 @@ def pipeline_rows(seen: dict | None) -> Iterator[Row]:
     yield "For dbt", f"{seen['untransformed']:,}", waiting
     yield "Key", str(seen["mask_key_version"] or "none"), "version in use"
 
-    queues = {name: each for name, each in seen.get("queues", {}).items() if each["received"] or each["untransformed"]}
+    queues = live_queues(seen)
     for name, each in queues.items() if len(queues) > 1 else ():
         yield "", f"{each['landed']:,}", f"landed from {name} in 24 hours; {each['untransformed']:,} waiting for dbt"
 
     ends = {name: seen[name] for name in ("accepted", "rejected", "erased")}
-    ends["for dbt"] = seen["landed"] - sum(ends.values()) - seen["unaccounted"]
+    # dbt takes loads in order: what waits is of this day, or all of this day waits
+    ends["for dbt"] = min(seen["untransformed"], seen["landed"] - seen["erased"])
     yield "", "", ""
     yield "In 24 hours", "", ""
     yield "Received", f"{seen['received']:,}", "from SQS"
     yield "Landed", f"{seen['landed']:,}", f"in raw.sqs_messages; {seen['duplicates']:,} duplicates"
-    yield "Accepted", f"{seen['accepted']:,}", "in analytics, in the event type's table"
+    yield "Accepted", f"{seen['accepted']:,}", "in analytics, masked"
     yield "Rejected", f"{seen['rejected']:,}", "in analytics.rejected_messages"
     reasons = sorted(seen["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
     for text in textwrap.wrap(", ".join(f"{number:,}\N{NO-BREAK SPACE}{reason}" for reason, number in reasons), 72):
@@ -237,7 +252,9 @@ def pipeline_rows(seen: dict | None) -> Iterator[Row]:
     yield "Erased", f"{seen['erased']:,}", "on request"
     became = " + ".join(f"{number:,} {name}" for name, number in ends.items())
     missing = seen["unaccounted"]
-    yield "Missing", f"{missing:,}", f"since {seen['landed']:,} = {became}" + (f" + {missing:,}" if missing else "")
+    too_many = sum(ends.values()) + missing - seen["landed"]  # in other loads than those that miss some
+    balance = f"{became}{f' + {missing:,}' if missing else ''}{f' - {too_many:,} too many' if too_many else ''}"
+    yield "Missing", f"{missing:,}", f"since {seen['landed']:,} = {balance}"
 
 
 def since_last_load(seen: dict, queue: str | None = None) -> timedelta | None:

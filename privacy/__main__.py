@@ -62,6 +62,9 @@ def rotate_key(imported: bool) -> None:
     """
     with _transaction("masker") as cursor:
         declared = _kinds(cursor)
+        if declared and not imported:
+            postgres.assume(cursor, "pipeline_owner")
+            cursor.execute("select privacy.require_keys_of_tokens()")
     if not declared:
         raise click.ClickException(f"masking.keys is empty: {errors.RESTORE_KEYS}.")
     new_keys = _read_keys(sys.stdin or io.StringIO(), declared) if imported else None

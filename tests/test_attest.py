@@ -94,7 +94,8 @@ DRIFT = {
     ),
     "function-with-definers-rights": (
         "alter function masking.ensure_keys security definer",
-        "the project does not have: function masking.ensure_keys(text[]) is owned by masker, security definer, vu ",
+        "the project does not have: function masking.ensure_keys(text[]) is owned by masker, security definer,"
+        " vu search_path=pg_catalog, pg_temp",
     ),
     "function-removed": (
         "drop function privacy.purge",

@@ -137,6 +137,14 @@ DEFECTS = {
         "select setval('raw.load_id_seq', (select max(load_id) from raw.loads), false)",
         {"assert_load_ids_are_behind_the_sequence"},
     ),
+    "load-id-that-comes-again-and-brought-only-duplicates": (
+        "pipeline_owner",
+        """
+        insert into raw.loads (queue, received, landed, duplicates) values ('login-queue', 1, 0, 1);
+        select setval('raw.load_id_seq', (select max(load_id) from raw.loads), false)
+        """,
+        {"assert_load_ids_are_behind_the_sequence"},
+    ),
     "boundary-that-masks-without-a-key": (
         "masker",
         """

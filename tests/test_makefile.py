@@ -170,6 +170,21 @@ def test_targets_run_one_after_the_other_also_with_j(fresh):
     assert (begun.split()[0], ended) == ("begin", begun.replace("begin", "end", 1))
 
 
+RECIPES = re.findall(r"^([a-z-]+):.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+TYPED = [(target, name) for target, recipe in RECIPES for name in re.findall(r'"\$\$([A-Z_]+)"', recipe)]
+
+
+@pytest.mark.parametrize(("target", "name"), TYPED)
+def test_what_is_typed_is_passed_on_as_it_is(fresh, target, name):
+    """A user_id may have any character. make takes $b in a variable for another one, and a$b for a: somebody else."""
+    python = installed(fresh) / "python"
+    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    python.chmod(0o755)
+    typed = r"a$b $(shell date) $$ ${HOME} `d` 'e' \"f\" \ # %"
+    assert typed in make("-s", target, f"{name}={typed}", folder=fresh).stdout.splitlines()
+    assert typed in make("-s", target, folder=fresh, **{name: typed}).stdout.splitlines()
+
+
 @pytest.mark.parametrize("target", ["build", "demo", "docs"])
 @pytest.mark.parametrize("others", ["", "logs", "logs/dbt.log", "target"])
 def test_dbt_says_where_it_cannot_write(fresh, others, target):

@@ -290,6 +290,27 @@ def test_keys_that_are_lost_are_not_made_anew(database):
     assert as_superuser(database, "select count(*) from masking.keys") == [(0,)]
 
 
+def test_keys_older_than_the_tokens_are_not_rotated(database):
+    """As where they are restored from an older backup than dbt's tables: no new key makes the tokens of a lost one."""
+    rotate(database, ("add", "deploy"), typed=FIRST)
+    land(database, [login(1)])
+    dbt(database, "run")
+    rotate(database, typed=SECOND)
+    superuser(database, "delete from masking.keys where version = 2")
+    deploy_boundary(database)
+    refused = dbt(database, "run", expect=False)
+    assert "restore masking.keys, which ends with key 1, from a newer backup" in str(
+        [result.message for result in refused.result]
+    )
+    for either in (partial(privacy, database, "rotate-key"), partial(forget, database, "u1")):
+        refused = either()
+        assert (refused.returncode, refused.stdout) == (16, "")
+        assert "there are tokens of key 2, and masking.keys ends with key 1: restore it" in refused.stderr
+    assert as_transformer(database, "select masking.key_version()") == [(1,)]
+    rotate(database, typed=SECOND)  # the lost one
+    dbt(database, "build")
+
+
 def test_no_token_is_made_outside_a_rotation(database):
     """Neither is one inside it for anything that is not a token."""
     rotate(database, ("add",))

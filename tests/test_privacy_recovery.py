@@ -282,10 +282,13 @@ def test_an_original_is_handed_out_once_a_request_and_to_who_asked(sealed, two_o
         second.commit()
         with pytest.raises(psycopg2.errors.RaiseException, match="of yours"):
             cursor.execute(hand_out, (request,))
+        second.rollback()
 
-    assert as_officer(sealed, hand_out, request) == []  # nobody has that token
-    with pytest.raises(psycopg2.errors.RaiseException, match="is over"):
-        as_officer(sealed, hand_out, request)
+        assert as_officer(sealed, hand_out, request) == []  # nobody has that token
+        with pytest.raises(psycopg2.errors.RaiseException, match="is over"):
+            as_officer(sealed, hand_out, request)
+        with pytest.raises(psycopg2.errors.RaiseException, match="is over"):  # an approval would change nothing
+            cursor.execute("select privacy.approve_recovery(%s)", (request,))
 
 
 @pytest.mark.parametrize(

@@ -67,13 +67,27 @@ def test_all_is_well(ask, built, queue):
     assert tuple(told["pipeline"][name] for name in [*columns.split(", "), "rejected_by_reason"]) == figures
 
 
-def test_the_screen_says_the_same(ask):
-    answer = ask()
+def test_the_screen_says_the_same(ask, queue):
+    answer = ask("--queue-url", queue.url, queue="login-queue")
     assert answer.exit_code == WELL
-    assert "Accepted             2   in analytics, in the event type's table" in answer.stdout
+    assert "Accepted             2   in analytics, masked" in answer.stdout
     assert "1 not_an_object, 1 not_json" in answer.stdout
     assert "Missing              0   since 4 = 2 accepted + 2 rejected + 0 erased + 0 for dbt" in answer.stdout
     assert answer.stdout.endswith("All is well.\n")
+
+
+def test_a_live_queue_that_was_not_looked_at_is_named(ask, queue):
+    """Its messages may wait there for a loader, whatever the database says."""
+    looked_at = f"All is well on {queue.name} and in the database. Not looked at in SQS: login-queue (--queue-name).\n"
+    assert ask().stdout.endswith(looked_at)
+
+
+@pytest.mark.parametrize(
+    ("count", "live"), [("received", True), ("untransformed", True), ("landed_week_before", True), ("landed", False)]
+)
+def test_a_queue_lives_for_eight_days_after_its_last_message(count, live):
+    counts = dict.fromkeys(("received", "untransformed", "landed_week_before", "landed"), 0) | {count: 1}
+    assert ("logins" in status.live_queues({"queues": {"logins": counts}})) is live
 
 
 def test_a_lag_may_be_as_long_as_one_likes(ask):
@@ -175,6 +189,13 @@ def test_the_pipeline_may_need_a_person(ask, built, change, sentence, monkeypatc
     answer = ask()
     assert answer.exit_code == NOT_WELL
     assert answer.stdout.endswith(sentence + "\n")
+
+
+def test_the_balance_adds_up_where_one_load_has_a_row_too_many_and_another_one_too_few(built):
+    with closing(built.connect("analyst_user")) as connection:
+        seen = status.health_of(connection.cursor(cursor_factory=RealDictCursor))
+    [*_, last] = status.pipeline_rows(seen | {"accepted": 1, "erased": 1, "unaccounted": 1})
+    assert last == ("Missing", "1", "since 4 = 1 accepted + 2 rejected + 1 erased + 0 for dbt + 1 - 1 too many")
 
 
 NOW = datetime(2026, 11, 21, tzinfo=timezone.utc)

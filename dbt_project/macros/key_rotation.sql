@@ -8,7 +8,10 @@
         {%- set held = run_query("select mask_key_version from " ~ table ~ " " ~ newest).columns[0].values() -%}
         {%- if held and held[0] | int != mask_key_version() -%}
             {{ exceptions.raise_compiler_error(
-                table ~ ' holds tokens of another key: finish the rotation with `make rotate-key`.'
+                table ~ ' holds tokens of another key: ' ~ (
+                    'finish the rotation with `make rotate-key`.' if held[0] | int < mask_key_version()
+                    else 'restore masking.keys, which ends with key ' ~ mask_key_version() ~ ', from a newer backup.'
+                )
             ) }}
         {%- endif -%}
     {%- endif -%}

@@ -103,8 +103,26 @@ declare
 begin
     execute 'select mask_key_version from masking.base_sqs__messages limit 1' into version;
     perform privacy.require_newest_key(version);
+    perform privacy.require_newest_key(privacy.taken_key_version());
+end $$;
+
+-- Before a key is made: where the key of these tokens is lost, it would be another one.
+create or replace function privacy.require_keys_of_tokens() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if to_regclass('staging.int_messages__masked') is not null then
+        perform privacy.require_plain_table();
+        perform privacy.require_newest_key(greatest(privacy.taken_key_version(), masking.key_version()));
+    end if;
+end $$;
+
+create or replace function privacy.taken_key_version() returns integer
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    version integer;
+begin
     execute 'select mask_key_version from only staging.int_messages__masked order by load_id desc limit 1' into version;
-    perform privacy.require_newest_key(version);
+    return version;
 end $$;
 
 -- Its columns of tokens: each in a pattern, and all of their values in one array.

@@ -57,7 +57,11 @@ end $$;
 create or replace function privacy.require_newest_key(version integer) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    if version <> masking.key_version() then
+    if version > masking.key_version() then  -- as after a restore of an older masking.keys than of dbt's tables
+        raise exception 'there are tokens of key %, and masking.keys ends with key %: restore it from a newer backup',
+            version, masking.key_version()
+            using hint = 'A new key would give equal values other tokens. See deploy/README.md, Restore.';
+    elsif version <> masking.key_version() then
         raise exception 'a key rotation is under way: finish it with `make rotate-key`';
     end if;
 end $$;
@@ -165,6 +169,20 @@ begin
 end $$;
 grant execute on function privacy.request_recovery(text, text) to privacy_officer;
 
+-- A request is answered once. Where nobody has to approve it, it is over after an hour.
+create or replace function privacy.require_open(requested privacy.audit) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if requested.at < clock_timestamp() - interval '1 hour' and not (select two_persons from privacy.settings)
+        or exists (
+            select from privacy.audit
+            where about = requested.id and action in ('original handed out', 'no original found')
+        )
+    then
+        raise exception 'request % is over: make a new one', requested.id;
+    end if;
+end $$;
+
 create or replace function privacy.approve_recovery(request bigint) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -177,6 +195,7 @@ begin
     if requested.login = session_user then
         raise exception 'request % needs the approval of another officer', request;
     end if;
+    perform privacy.require_open(requested);
     perform privacy.record('recovery approved', about => request, token => requested.token);
 end $$;
 grant execute on function privacy.approve_recovery(bigint) to privacy_officer;
@@ -202,14 +221,7 @@ begin
     if requested.xid = pg_current_xact_id() then
         raise exception 'commit the request first';
     end if;
-    if requested.at < clock_timestamp() - interval '1 hour' and not (select two_persons from privacy.settings)
-        or exists (
-            select from privacy.audit
-            where about = request and action in ('original handed out', 'no original found')
-        )
-    then
-        raise exception 'request % is over: make a new one', request;
-    end if;
+    perform privacy.require_open(requested);
     if (select two_persons from privacy.settings) and not exists (
         select from privacy.audit
         where

@@ -52,7 +52,7 @@ totals as (
         sum(accepted)::bigint as accepted,
         sum(rejected)::bigint as rejected,
         sum(erased)::bigint as erased,
-        sum(unaccounted)::bigint as unaccounted,
+        coalesce(sum(unaccounted) filter (where unaccounted > 0), sum(unaccounted))::bigint as unaccounted,
         sum(landed_week_before)::bigint as landed_week_before,
         sum(rejected_week_before)::bigint as rejected_week_before
     from queues

@@ -160,7 +160,9 @@ by_load as (
         loads.*,
         coalesce(accepted.accepted, 0) as accepted,
         coalesce(rejected_by_load.rejected, 0) as rejected,
-        coalesce(erased.erased, 0) as erased
+        coalesce(erased.erased, 0) as erased,
+        case when loads.is_taken then loads.landed - coalesce(erased.erased, 0) else 0 end
+        - coalesce(accepted.accepted, 0) - coalesce(rejected_by_load.rejected, 0) as unaccounted
     from loads
     left join accepted on loads.load_id = accepted.load_id
     left join rejected_by_load on loads.load_id = rejected_by_load.load_id
@@ -190,7 +192,9 @@ of_one_day as (
         sum(by_load.accepted) as accepted,
         sum(by_load.rejected) as rejected,
         sum(by_load.erased) as erased,
-        sum(by_load.landed - by_load.erased) filter (where by_load.is_taken) as taken
+        -- a row too many in one load does not make up for a message lost from another
+        coalesce(sum(by_load.unaccounted) filter (where by_load.unaccounted > 0), sum(by_load.unaccounted))
+            as unaccounted
     from by_load
     inner join first_load on by_load.load_id >= first_load.first_load_id
     group by by_load.queue
@@ -260,8 +264,7 @@ health as (
         coalesce(of_one_day.accepted, 0)::bigint as accepted,
         coalesce(of_one_day.rejected, 0)::bigint as rejected,
         coalesce(of_one_day.erased, 0)::bigint as erased,
-        (coalesce(of_one_day.taken, 0) - coalesce(of_one_day.accepted, 0) - coalesce(of_one_day.rejected, 0))::bigint
-            as unaccounted,
+        coalesce(of_one_day.unaccounted, 0)::bigint as unaccounted,
         coalesce(week_before.landed, 0)::bigint as landed_week_before,
         coalesce(rejected_week_before.rejected, 0)::bigint as rejected_week_before,
         coalesce(rejected_by_reason.rejected_by_reason, '{}') as rejected_by_reason
