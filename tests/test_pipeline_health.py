@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, administration, copy
-from tests.officer import forget
 from tests.pipeline import dbt, land
 
 LOGIN = '{{"user_id":"u{}","app_version":"1.0","device_type":"ios","ip":"192.0.2.1","locale":null,"device_id":"d"}}'
