@@ -223,6 +223,8 @@ def copy(migrated: Database, name: str | None = None) -> Iterator[Database]:
     yield database
     for node in nodes(migrated.stack):
         with administration(node) as cursor:
+            if nodes(migrated.stack)[1:]:
+                close(cursor, database.name)
             cursor.execute(f"drop database {database.name} with (force)")
     NAMES.discard(name)
 

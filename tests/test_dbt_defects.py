@@ -46,16 +46,20 @@ DEFECTS = {
     "null-user": (
         "transformer",
         """
-        alter table analytics.user_logins alter column user_id drop not null;
-        update analytics.user_logins set user_id = null where message_id = 'm1'
+        do $$ begin
+            alter table analytics.user_logins alter column user_id drop not null;
+            update analytics.user_logins set user_id = null where message_id = 'm1';
+        end $$
         """,
         {"not_null_user_logins_user_id", "not_null_users_user_id", "assert_published_is_what_the_boundary_says"},
     ),
     "null-token": (
         "transformer",
         """
-        alter table analytics.user_logins alter column masked_ip drop not null;
-        update analytics.user_logins set masked_ip = null where message_id = 'm1'
+        do $$ begin
+            alter table analytics.user_logins alter column masked_ip drop not null;
+            update analytics.user_logins set masked_ip = null where message_id = 'm1';
+        end $$
         """,
         {"not_null_user_logins_masked_ip", "assert_published_is_what_the_boundary_says"},
     ),
