@@ -122,7 +122,7 @@ def carry(
 ) -> None:
     """Loads from the queue, or from its dead-letter queue, until one of the bounds; prints what became of it all."""
     report = Report(
-        log_format, progress=is_terminal() and log_format == "text", queue=name_in_raw(queue_name, queue_url)
+        log_format, progress=sys.stderr.isatty() and log_format == "text", queue=name_in_raw(queue_name, queue_url)
     )
     report.show_progress()
     database = Database(give_up_after)
@@ -152,10 +152,6 @@ def carry(
         run.say_what_is_left()
     if report.counts["refused"]:
         raise errors.MessagesRefused(refused=report.counts["refused"])
-
-
-def is_terminal() -> bool:
-    return bool(sys.stderr and sys.stderr.isatty())
 
 
 def stop_on_signals(run: Run) -> None:

@@ -42,7 +42,6 @@ def handler(event: Any, context: Any) -> dict[str, list[dict[str, str]]]:
     try:
         connected = database()
         connected.say = report.say
-        connected.give_up_after = math.inf
         connected.until = time.monotonic() + context.get_remaining_time_in_millis() / 1000 - MARGIN
         landing = connected.land(queue, messages)
     except errors.LoaderError as error:
@@ -79,7 +78,7 @@ def database() -> Database:
         except (KeyError, TypeError, ValueError):  # a text, or another form of JSON
             problem = "The secret in LOADER_SECRET has to be JSON with username and password."
             raise errors.BadSetting(problem=problem) from None
-    return Database()
+    return Database(give_up_after=math.inf)  # but at the end of each event's time
 
 
 def records_of(event: Any) -> list[dict[str, Any]]:

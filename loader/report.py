@@ -75,10 +75,9 @@ class Report:
 
     def write(self, text: str) -> None:
         """In one piece: standard error may be unbuffered, and threads write at the same time."""
-        if sys.stderr:
-            with self.writing:
-                sys.stderr.write(text)
-                sys.stderr.flush()
+        with self.writing:
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
     def look(self, backlog: int) -> None:
         now = time.monotonic()

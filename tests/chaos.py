@@ -1319,7 +1319,7 @@ def main(
 
     On a Citus cluster, if CITUS_BIN names the programs of a PostgreSQL that has Citus.
     """
-    forget_the_caller()  # nothing of the caller's
+    forget_the_caller()
     folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     with temporary_place(with_small_disks=True, with_citus=bool(os.environ.get("CITUS_BIN"))) as place:

@@ -16,7 +16,7 @@ HEAD = """\
 
 
 def main() -> None:
-    forget_the_caller()  # nothing of the caller's
+    forget_the_caller()
     lines: set[str] = set()
     for programs in find_postgres():
         with temporary_stack(postgres_bin=programs) as server:

@@ -38,18 +38,8 @@ def test_a_part_that_needs_more_has_a_target_which_fails_where_that_is_missing(t
     assert targets == set(optional.PARTS)
     only_one = "import pytest\n@pytest.mark.promtool\ndef test_alerts(): pass\ndef test_usual(): pass\n"
     (tmp_path / "test_one.py").write_text(only_one)
-    run = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-c",
-        ROOT / "pyproject.toml",
-        "--rootdir",
-        tmp_path,
-        "-p",
-        "tests.conftest",
-    ]
+    options = ["-m", "pytest", "-q", "-p", "tests.conftest"]
+    run = [sys.executable, *options, "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path]
     for chosen, status in [(["-m", "promtool"], 4), ([], 0)]:
         done = subprocess.run([*run, *chosen, tmp_path], cwd=ROOT, env={"PATH": ""}, capture_output=True, text=True)
         assert done.returncode == status, done.stdout + done.stderr

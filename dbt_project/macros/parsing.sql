@@ -107,7 +107,7 @@
 {# Blanks around a text do not count, as in a masked one and in whom an erasure finds: " p1" would be another user than
    "p1". Blank text is null, of whatever type, which it can only be where the field is not required. #}
 {% macro open_text(field, text) -%}
-    {%- set may_be_blank = field.type == 'text' or field.type in ('version', 'timestamp') and not field.required -%}
+    {%- set may_be_blank = field.type == 'text' or field.type == 'version' and not field.required -%}  {#- no time is null anyway -#}
     {{ return('nullif(' ~ trimmed(text) ~ ", '')" if may_be_blank else text) }}
 {%- endmacro %}
 
@@ -225,9 +225,8 @@
 {% macro reason_with_envelopes() -%}
     {%- set around = {} -%}
     {%- for name, it in declared_events().items() -%}
-        {%- set names = [] -%}
-        {%- for field in it.fields.values() if field.required -%}{%- do names.append(field.path[0]) -%}{%- endfor -%}
-        {%- do around.update({name: 'masking.is_around(parsed.event, array[' ~ quoted_list(names | unique) ~ '])'}) -%}
+        {%- set names = it.fields.values() | selectattr('required') | map(attribute='path') | map('first') | unique -%}
+        {%- do around.update({name: 'masking.is_around(parsed.event, array[' ~ quoted_list(names) ~ '])'}) -%}
     {%- endfor -%}
     case
         when verdict.reason like 'missing\_%' or verdict.reason = 'not_an_object' then coalesce(

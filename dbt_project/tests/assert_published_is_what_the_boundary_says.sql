@@ -11,11 +11,11 @@ boundary as (
 
 )
 {%- for event, it in declared_events().items() %}
-{%- for source, relation in {'boundary': 'boundary', 'staging': taken}.items() %}
+{%- for place, relation in {'boundary': 'boundary', 'staging': taken}.items() %}
 
 select
     '{{ it.model }}' as published_in,
-    '{{ source }}' as unlike,
+    '{{ place }}' as unlike,
     count(*) as differing
 from {{ ref(it.model) }} as published
 inner join {{ relation }} as said on published.message_id = said.message_id

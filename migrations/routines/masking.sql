@@ -165,7 +165,7 @@ end;
 -- envelope has a hundred members, and to look into a hundred thousand would take long.
 create or replace function masking.is_around(found jsonb, names text[]) returns boolean
 language sql immutable parallel safe
-return jsonb_typeof(found) = 'object' and not found ?| names and exists (
+return not found ?| names and exists (
     select from jsonb_each(case when jsonb_typeof(found) = 'object' then found else '{}' end)
     with ordinality as each (name, member, place)
     where case
